@@ -1,0 +1,150 @@
+"""Classify: sites whose slices are the same code form one class, evaluated together over integer gather maps.
+
+Loop indices have vanished into addresses by now, so the unrolled steps of a loop are literally the same slice reading
+other addresses. A class keeps one slice and, for each of its loads, a matrix of addresses with a row per site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from emfc.passes.slices import Load, OutputTable, Slice, Step, output_table, slice_operands
+from emfc.program.ir import Addresses, Program, SiteRecord, Specification
+
+__all__ = ["SiteClass", "classify", "slice_sites"]
+
+
+@dataclass(frozen=True, eq=False)
+class SiteClass:
+    """Isomorphic sites.
+
+    Attributes:
+        sites: Indices into ``program.sites``, in program order.
+        specification: Shared structure of their distributions.
+        paths: Dotted path of each output of the slice inside the specification.
+        slice: The code that they share (loads of the first site).
+        addresses: For each load, in order, the addresses ``[n, *shape]``; one row where all sites read the same.
+    """
+
+    sites: tuple[int, ...]
+    specification: Specification
+    paths: tuple[str, ...]
+    slice: Slice
+    addresses: tuple[Addresses, ...]
+    shape: tuple[int, ...]
+    event_dim: int
+
+
+def flatten_paths(specification: Specification, prefix: str = "") -> list[str]:
+    """Dotted paths of all operands, in the order of `Specification.operands`."""
+    paths = [prefix + name for name in specification.parameters]
+    for name, child in specification.children.items():
+        paths.extend(flatten_paths(child, f"{prefix}{name}."))
+    return paths
+
+
+def slice_sites(program: Program) -> list[Slice]:
+    """The slice of every site, in program order."""
+    table: OutputTable = output_table(program)
+    return [slice_operands(program, list(site.specification.operands()), table) for site in program.sites]
+
+
+def classify(program: Program, slices: list[Slice], *, merge: bool = True) -> list[SiteClass]:
+    """Group isomorphic sites.
+
+    Args:
+        program: The program.
+        slices: The result of `slice_sites`.
+        merge: False keeps every site a class of its own: the reference that merging must equal.
+    """
+    latents = summed_addresses(program)
+    groups: dict[Hashable, list[int]] = {}
+    for index, (site, held) in enumerate(zip(program.sites, slices, strict=True)):
+        key = _key(program, site, held, latents)
+        groups.setdefault(key if merge else index, []).append(index)
+    return [_merge(program, slices, members) for members in groups.values()]
+
+
+def summed_addresses(program: Program) -> Addresses:
+    """Sorted addresses of discrete sites that other sites read: those that have to be summed out."""
+    discrete = [site for site in program.sites if site.discrete and not site.observed]
+    return np.array(sorted(a for site in discrete for a in range(site.start, site.start + site.size)), dtype=np.int64)
+
+
+def load_kinds(program: Program, addresses: Addresses, latents: Addresses) -> Addresses:
+    """Kind of each address: 0 constant, 1 parameter, 2 site, 3 discrete site."""
+    kinds = (addresses >= program.parameter_base).astype(np.int64) + (addresses >= program.site_base)
+    if latents.size:
+        kinds = kinds + np.isin(addresses, latents)
+    return np.asarray(kinds)
+
+
+def _key(program: Program, site: SiteRecord, held: Slice, latents: Addresses) -> Hashable:
+    values: list[Hashable] = []
+    for value in held.values:
+        if isinstance(value, Load):
+            kinds = load_kinds(program, value.addresses, latents)
+            uniform = kinds.size > 0 and (kinds == kinds.flat[0]).all()
+            values.append((value.dtype, value.shape, int(kinds.flat[0]) if uniform else kinds.tobytes()))
+        elif isinstance(value, Step):
+            values.append(
+                (
+                    value.operation,
+                    _freeze(value.arguments),
+                    _freeze(value.keywords),
+                    value.inputs,
+                    value.kinds,
+                    value.shapes,
+                )
+            )
+        else:
+            values.append((value.inputs, value.indices.tobytes(), value.shape, value.dtype))
+    return (
+        _specification_key(site.specification),
+        tuple(values),
+        held.outputs,
+        site.shape,
+        site.event_dim,
+        site.observed,
+        site.adjustment,
+    )
+
+
+def _specification_key(specification: Specification) -> Hashable:
+    return (
+        specification.family,
+        tuple(specification.parameters),
+        tuple((name, _specification_key(child)) for name, child in specification.children.items()),
+        _freeze(specification.options),
+    )
+
+
+def _freeze(value: Any) -> Hashable:
+    if isinstance(value, dict):
+        return tuple(sorted((key, _freeze(item)) for key, item in value.items()))
+    if isinstance(value, (list, tuple)):
+        return tuple(_freeze(item) for item in value)
+    return (type(value).__name__, value)
+
+
+def _merge(program: Program, slices: list[Slice], members: list[int]) -> SiteClass:
+    first = program.sites[members[0]]
+    loads = [slices[index].loads() for index in members]
+    addresses = []
+    for place in range(len(loads[0])):
+        rows = np.stack([held[place].addresses for held in loads])
+        same = len(members) > 1 and (rows == rows[:1]).all()
+        addresses.append(rows[:1] if same else rows)
+    return SiteClass(
+        sites=tuple(members),
+        specification=first.specification,
+        paths=tuple(flatten_paths(first.specification)),
+        slice=slices[members[0]],
+        addresses=tuple(addresses),
+        shape=first.shape,
+        event_dim=first.event_dim,
+    )
