@@ -1,0 +1,81 @@
+"""From a model to a layer: parse, plan, verify."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from emfc.layers.structured import StructuredLayer
+from emfc.layers.verification import evaluate_plan
+from emfc.passes.classify import slice_sites
+from emfc.passes.marginalise import parents
+from emfc.program.graph import ModelGraph
+from emfc.program.trace import trace
+from emfc.program.verify import verify
+
+__all__ = ["compile", "parse"]
+
+
+def parse(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelGraph:
+    """Read a program once.
+
+    Args:
+        model: Any callable that calls Pyro's primitives.
+        *args: The program's own arguments.
+        **kwargs: The program's own keyword arguments.
+
+    Returns:
+        Its graph: sites, parents, learnable parameters.
+
+    Raises:
+        CompileError: The program does something that cannot be compiled.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, emfc
+        >>> def model():
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(0.0, scale))
+        >>> emfc.parse(model).sites["x"].parents
+        ('scale',)
+    """
+    program = trace(model, args, kwargs)
+    return ModelGraph(program, tuple(parents(program, slice_sites(program))), model, args, kwargs)
+
+
+def compile(
+    model: ModelGraph | Callable[..., Any],
+    *args: Any,
+    gate: str | None = None,
+    optimize: bool = True,
+    **kwargs: Any,
+) -> StructuredLayer:
+    """Compile a program into an invertible layer.
+
+    Args:
+        model: A model, or a graph from `parse`.
+        *args: The program's own arguments.
+        gate: ``None``, ``"site"`` or ``"element"``.
+        optimize: False evaluates site by site, as a reference.
+        **kwargs: The program's own keyword arguments; one that clashes with an option here is given through
+            `functools.partial` or a parsed graph.
+
+    Returns:
+        An `nn.Module`; ``layer()`` is the transform from standard-normal noise to examples.
+
+    Raises:
+        CompileError: The program cannot be compiled.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, emfc
+        >>> def model():
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(0.0, scale))
+        >>> print(emfc.compile(model).rows()[1]["parents"])
+        ['scale']
+    """
+    graph = model if isinstance(model, ModelGraph) else parse(model, *args, **kwargs)
+    layer = StructuredLayer(graph.program, gate=gate, optimize=optimize)
+    if graph.model is not None:
+        checked: Mapping[str, Any] = graph.kwargs
+        verify(graph.program, graph.model, graph.args, checked, evaluate_plan(layer.plan))
+    return layer

@@ -1,0 +1,128 @@
+"""A kernel: the shared code of one class of sites, run for all its sites and examples at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from emfc.layers.batching import apply_step, cast
+from emfc.layers.readers import Environment, Layout, Picker, Reader
+from emfc.passes.classify import SiteClass
+from emfc.passes.slices import Gather, Load, Step
+from emfc.program.ir import Addresses, Specification
+from emfc.program.specification import build
+
+__all__ = ["Kernel", "View"]
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """Some rows of a class with the readers of their loads.
+
+    Attributes:
+        rows: Which of the class's sites, by position in ``SiteClass.sites``.
+        readers: One per load.
+        own: Columns of the rows' own values, ``[n, *shape]``.
+    """
+
+    rows: tuple[int, ...]
+    readers: tuple[Reader, ...]
+    own: Picker
+
+
+class Kernel:
+    """Evaluates the distribution parameters of the sites of one class."""
+
+    def __init__(self, held: SiteClass, layout: Layout, own: Addresses, *, number: int, mixed: bool) -> None:
+        """Prepare a class.
+
+        Args:
+            held: The class.
+            layout: Of the program.
+            own: Columns ``[n, *shape]`` of the sites' own values.
+            number: Its place among the classes.
+            mixed: Whether the parameters read a summed-out site.
+        """
+        self.held = held
+        self.number = number
+        self.layout = layout
+        self.own = own
+        self.mixed = mixed
+        self.kinds = tuple(operand.dtype for operand in held.specification.operands())
+        self.gathers = {
+            place: Picker(value.indices) for place, value in enumerate(held.slice.values) if isinstance(value, Gather)
+        }
+        self.batch_ranks = _batch_ranks(held.specification, len(held.shape))
+        self.full = self.view(range(len(held.sites)))
+
+    def view(self, rows: Sequence[int], columns: Addresses | None = None) -> View:
+        """Readers for some of the class's sites."""
+        chosen = np.asarray(list(rows), dtype=np.int64)
+        loads = [value for value in self.held.slice.values if isinstance(value, Load)]
+        readers = tuple(
+            Reader(addresses if len(addresses) == 1 else addresses[chosen], load.dtype, self.layout, columns)
+            for addresses, load in zip(self.held.addresses, loads, strict=True)
+        )
+        return View(tuple(rows), readers, Picker(self.own[chosen]))
+
+    def parameters(self, environment: Environment, view: View) -> dict[str, Tensor]:
+        """Distribution parameters by path, each ``[B or 1, n or 1, *batch, *event]``.
+
+        Where the class is mixed, a dimension for the joint values of the summed-out sites stands behind the batch.
+        """
+        lead = 2 if environment.configurations is None else 3
+        computed: dict[int, Tensor] = {}
+        readers = iter(view.readers)
+        for place, (number, value) in enumerate(zip(self.held.slice.numbers, self.held.slice.values, strict=True)):
+            if isinstance(value, Load):
+                computed[number] = next(readers)(environment)
+            elif isinstance(value, Step):
+                inputs = [
+                    cast(computed[source], kind, environment.dtype)
+                    for source, kind in zip(value.inputs, value.kinds, strict=True)
+                ]
+                for offset, result in enumerate(apply_step(value, inputs, lead, environment.dtype)):
+                    computed[number + offset] = result
+            else:
+                computed[number] = self._gather(value, self.gathers[place], computed, lead, environment)
+        outputs = {}
+        for path, number, kind in zip(self.held.paths, self.held.slice.outputs, self.kinds, strict=True):
+            tensor = cast(computed[number], kind, environment.dtype)
+            outputs[path] = tensor.movedim(1, 1 + self.batch_ranks[path] + 1) if lead == 3 else tensor
+        return outputs
+
+    def distribution(self, environment: Environment, view: View) -> Distribution:
+        """The distribution of the rows' values, with leading dimensions ``[B or 1, n or 1]``."""
+        return build(self.held.specification, self.parameters(environment, view))
+
+    @staticmethod
+    def _gather(
+        value: Gather, picker: Picker, computed: dict[int, Tensor], lead: int, environment: Environment
+    ) -> Tensor:
+        pieces = [cast(computed[source], value.dtype, environment.dtype) for source in value.inputs]
+        flat = [piece.flatten(lead) if piece.ndim > lead else piece.unsqueeze(-1) for piece in pieces]
+        if len(flat) == 1:
+            return picker(flat[0])
+        sizes = torch.broadcast_shapes(*(piece.shape[:lead] for piece in flat))
+        return picker(torch.cat([piece.expand(*sizes, piece.shape[-1]) for piece in flat], -1))
+
+
+def _batch_ranks(specification: Specification, rank: int, prefix: str = "") -> dict[str, int]:
+    """For each parameter the number of dimensions, after the leading ones, that belong to the site's batch."""
+    leaf = specification
+    while leaf.family in ("TransformedDistribution", "MixtureSameFamily"):
+        leaf = leaf.children["base" if leaf.family == "TransformedDistribution" else "component"]
+    batch = rank - int(leaf.options.get("event_dim", 0))
+
+    def paths(held: Specification, start: str) -> list[str]:
+        found = [start + name for name in held.parameters]
+        for name, child in held.children.items():
+            found.extend(paths(child, f"{start}{name}."))
+        return found
+
+    return {path: batch for path in paths(specification, prefix)}

@@ -1,0 +1,179 @@
+"""Readers: how a kernel gets the values that its slice loads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from emfc.layers.batching import cast
+from emfc.program.ir import Addresses, Program
+
+__all__ = ["Environment", "Layout", "Picker", "Reader"]
+
+
+@dataclass(frozen=True, eq=False)
+class Environment:
+    """The values that kernels read.
+
+    Attributes:
+        values: Site values ``[B, W]``: whole examples in the density direction, the sources of one level when sampling.
+        parameters: All program parameters, constrained and flat, ``[P]``.
+        configurations: Joint values of the summed-out sites ``[K, Z]``.
+    """
+
+    values: Tensor
+    parameters: Tensor
+    configurations: Tensor | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+
+@dataclass(eq=False)
+class Picker:
+    """Columns of a matrix, in the shape of an index array; a regular stride is a view instead of a gather."""
+
+    positions: Addresses
+    _cache: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
+    start: int = 0
+    step: int = 0
+
+    def __post_init__(self) -> None:
+        flat = self.positions.reshape(-1)
+        steps = np.unique(np.diff(flat))
+        if flat.size == 1:
+            self.start, self.step = int(flat[0]), 1
+        elif flat.size and steps.size == 1 and steps[0] > 0:
+            self.start, self.step = int(flat[0]), int(steps[0])
+
+    def __call__(self, matrix: Tensor) -> Tensor:
+        """``[*, W]`` -> ``[*, *positions.shape]``."""
+        shape = matrix.shape[:-1] + self.positions.shape
+        if self.step:
+            stop = self.start + self.step * (self.positions.size - 1) + 1
+            if self.step == 1 and self.start == 0 and stop == matrix.shape[-1]:
+                return matrix.reshape(shape)
+            return matrix[..., self.start : stop : self.step].reshape(shape)
+        if matrix.device not in self._cache:
+            self._cache[matrix.device] = torch.from_numpy(self.positions.reshape(-1).copy()).to(matrix.device)
+        return matrix.index_select(-1, self._cache[matrix.device]).reshape(shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """Where the addresses of a program stand: the column of each site element in an example, of each latent, of each
+    parameter.
+
+    Attributes:
+        columns: For each address from ``site_base`` to ``instruction_base`` its column in the example, -1 where it
+            has none.
+        latents: Ascending addresses of the summed-out values.
+    """
+
+    program: Program
+    columns: Addresses
+    latents: Addresses
+
+
+class Reader:
+    """Reads one load for some rows of a class: ``[n, *shape]`` values out of an environment.
+
+    The result is ``[B or 1, n or 1, *shape]``, with a configuration dimension ``K or 1`` after the first one when the
+    environment has configurations.
+    """
+
+    def __init__(self, addresses: Addresses, kind: str, layout: Layout, columns: Addresses | None = None) -> None:
+        """Prepare to read.
+
+        Args:
+            addresses: Addresses ``[n, *shape]``.
+            kind: Dtype kind of the load.
+            layout: Of the program.
+            columns: Columns that replace the layout's: those of the sources of one level.
+        """
+        program = layout.program
+        self.kind = kind
+        columns = layout.columns if columns is None else columns
+        masks = self._kinds(addresses, layout)
+        uniform = [name for name, mask in masks.items() if mask.all()]
+        self.mixed = not uniform
+        present = uniform[:1] or [name for name, mask in masks.items() if mask.any()]
+        self.constant: npt.NDArray[np.float64] | None = None
+        self.pickers: dict[str, Picker] = {}
+        self.masks = {name: masks[name] for name in present}
+        for name in present:
+            safe = np.where(masks[name], addresses, -1)
+            if name == "constant":
+                self.constant = np.where(masks[name], program.constant_values[np.maximum(safe, 0)], 0.0)
+            elif name == "parameter":
+                self.pickers[name] = Picker(np.where(masks[name], addresses - program.parameter_base, 0))
+            elif name == "latent":
+                self.pickers[name] = Picker(
+                    np.searchsorted(layout.latents, np.where(masks[name], addresses, layout.latents[0]))
+                )
+            else:
+                self.pickers[name] = Picker(np.where(masks[name], columns[np.maximum(safe - program.site_base, 0)], 0))
+        self._cache: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._mask_cache: dict[tuple[torch.device, str], Tensor] = {}
+
+    @staticmethod
+    def _kinds(addresses: Addresses, layout: Layout) -> dict[str, npt.NDArray[np.bool_]]:
+        program = layout.program
+        latent = (
+            np.isin(addresses, layout.latents) if layout.latents.size else np.zeros(addresses.shape, dtype=np.bool_)
+        )
+        constant = addresses < program.parameter_base
+        parameter = ~constant & (addresses < program.site_base)
+        return {
+            "constant": np.asarray(constant),
+            "parameter": np.asarray(parameter),
+            "latent": latent,
+            "site": np.asarray(~constant & ~parameter & ~latent),
+        }
+
+    def __call__(self, environment: Environment) -> Tensor:
+        """The values, in the environment's dtype and device."""
+        parts = {name: self._part(name, environment) for name in self.masks}
+        names = list(parts)
+        result = parts[names[0]]
+        for name in names[1:]:
+            result = torch.where(self._mask(name, environment), parts[name], result)
+        return result
+
+    def _part(self, name: str, environment: Environment) -> Tensor:
+        configured = environment.configurations is not None
+        if name == "constant":
+            return self._constant(environment, configured)
+        if name == "parameter":
+            held = self.pickers[name](environment.parameters)
+            return cast(held[None, None] if configured else held[None], self.kind, environment.dtype)
+        if name == "latent":
+            if environment.configurations is None:
+                raise RuntimeError("a summed-out value was read without configurations")
+            return cast(self.pickers[name](environment.configurations)[None], self.kind, environment.dtype)
+        held = self.pickers[name](environment.values)
+        return cast(held.unsqueeze(1) if configured else held, self.kind, environment.dtype)
+
+    def _constant(self, environment: Environment, configured: bool) -> Tensor:
+        key = (environment.device, environment.dtype)
+        if key not in self._cache:
+            held = torch.as_tensor(self.constant, dtype=torch.float64)
+            kind = "float" if self.mixed else self.kind
+            self._cache[key] = cast(held, kind, environment.dtype).to(environment.device)[None]
+        held = self._cache[key]
+        return held[None] if configured else held
+
+    def _mask(self, name: str, environment: Environment) -> Tensor:
+        key = (environment.device, name)
+        if key not in self._mask_cache:
+            self._mask_cache[key] = torch.as_tensor(self.masks[name], device=environment.device)[None]
+        return self._mask_cache[key]

@@ -1,0 +1,313 @@
+"""The structured layer: a compiled program as an `nn.Module`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+from emfc.errors import UserError
+from emfc.layers.components import check_components
+from emfc.layers.density import Density
+from emfc.layers.kernel import Kernel
+from emfc.layers.latents import Gates
+from emfc.layers.packing import Packing
+from emfc.layers.plan import Plan, make_plan
+from emfc.layers.sampling import Sampling
+from emfc.layers.supports import ProgramConstraintMap, Supports
+from emfc.program.constraint import constraint_from_data
+from emfc.program.graph import ModelGraph
+from emfc.program.ir import Program
+from emfc.transforms import LadjTransform
+
+__all__ = ["StructuredLayer", "StructuredTransform"]
+
+_OPEN = 5.0  # logit of a gate that is nearly open: sigmoid(5) = 0.993
+
+
+class StructuredTransform(LadjTransform):
+    r"""The compiled program as a transform: standard-normal noise ``[*, N]`` to examples ``[*, D]``.
+
+    .. math:: x_j = F_j^{-1}(\Phi(e_j); \theta_j(x_{pa(j)})), \qquad
+        \log |\det \partial x / \partial e| = \sum_j \log \phi(e_j) - \log f_j(x_j)
+
+    It reads the layer's parameters when it is called, so gradients reach them.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+
+    def __init__(self, layer: StructuredLayer) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Examples and log-Jacobian of noise."""
+        return self._run(self.layer._sampling, x)
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise and log-Jacobian of examples; -inf where an example lies outside the support."""
+        return self._run(self.layer._density, y)
+
+    def log_prob(self, y: Tensor) -> Tensor:
+        r"""Log density ``[*]`` of examples under standard-normal noise: that of the program itself where gates are
+        open.
+
+        .. math:: \sum_j \log \phi(e_j) + \log |\det \partial e / \partial x|
+        """
+        layer, flat = self.layer, self.layer._flat(y)
+        noises, ladj = layer._density.pieces(flat, layer.flat_parameters(flat), Gates(layer._element_gates()))
+        squares = torch.stack([noise.square().sum(-1) for noise in noises]).sum(0)
+        return (ladj - 0.5 * (squares + layer.dim * math.log(2 * math.pi))).reshape(y.shape[:-1])
+
+    def _run(self, direction: Any, value: Tensor) -> tuple[Tensor, Tensor]:
+        layer, flat = self.layer, self.layer._flat(value)
+        parameters = layer.flat_parameters(flat)
+        result, ladj = direction(flat, parameters, Gates(layer._element_gates()))
+        return result.reshape(value.shape), ladj.reshape(value.shape[:-1])
+
+
+class StructuredLayer(nn.Module):
+    """A compiled program: an invertible layer from standard-normal noise to joint draws of the program's sites.
+
+    Args:
+        program: What the front end wrote down, or what was loaded.
+        gate: ``None``, ``"site"`` (one learned gate per site) or ``"element"``. A gate at 1 is the program, at 0 the
+            identity
+            followed by the support's constraint map; gates start nearly open.
+        optimize: False evaluates site by site: the reference that the optimised layer equals.
+
+    Raises:
+        CompileError: The program cannot be compiled.
+    """
+
+    def __init__(self, program: Program, *, gate: str | None = None, optimize: bool = True) -> None:
+        super().__init__()
+        if gate not in (None, "site", "element"):
+            raise UserError(f"gate must be None, 'site' or 'element', not {gate!r}")
+        self.program = program
+        self.gate = gate
+        self.optimize = optimize
+        self.plan: Plan = make_plan(program, optimize=optimize)
+        for kernel in self.plan.mixtures:
+            check_components(kernel, program)
+        self.supports = Supports(self.plan)
+        self._density = Density(self.plan, self.supports)
+        self._sampling = Sampling(self.plan)
+        self.packing = Packing(self.plan)
+        dtype = getattr(torch, program.dtype)
+        self._constraints = [constraint_from_data(parameter.constraint) for parameter in program.parameters]
+        self.unconstrained = nn.ParameterList()
+        for parameter, constraint in zip(program.parameters, self._constraints, strict=True):
+            start = transform_to(constraint).inv(parameter.initial.to(dtype))
+            self.unconstrained.append(nn.Parameter(start.detach().clone().contiguous()))
+        count = {None: 0, "site": len(self.plan.example), "element": self.dim}[gate]
+        self.gate_logits = nn.Parameter(torch.full((count,), _OPEN, dtype=dtype)) if gate else None
+        owners = np.repeat(np.arange(len(self.plan.example)), [program.sites[i].size for i in self.plan.example])
+        self._owners: Tensor
+        self.register_buffer("_owners", torch.from_numpy(owners), persistent=False)
+
+    # ------------------------------------------------------------------ the transform
+
+    def forward(self, context: Tensor | None = None) -> StructuredTransform:
+        """The transform from noise to examples.
+
+        Args:
+            context: Accepted so that all layers of a flow are called alike; a program takes its inputs when it is
+                compiled.
+        """
+        return StructuredTransform(self)
+
+    @property
+    def dim(self) -> int:
+        """Number of elements D of an example."""
+        return self.plan.dim
+
+    @property
+    def noise_dim(self) -> int:
+        """Number of noise variables N."""
+        return self.plan.dim
+
+    @property
+    def graph(self) -> ModelGraph:
+        """The program's graph."""
+        return ModelGraph(self.program, self.plan.parents)
+
+    # ------------------------------------------------------------------ parameters and gates
+
+    def _constrained(self) -> list[Tensor]:
+        return [
+            transform_to(constraint)(value)
+            for constraint, value in zip(self._constraints, self.unconstrained, strict=True)
+        ]
+
+    def flat_parameters(self, like: Tensor) -> Tensor:
+        """All program parameters, constrained and flat ``[P]``, in the dtype and device of `like`."""
+        held = [value.reshape(-1) for value in self._constrained()]
+        if not held:
+            return like.new_zeros(0)
+        flat = held[0] if len(held) == 1 else torch.cat(held)
+        return flat.to(dtype=like.dtype, device=like.device)
+
+    def _flat(self, value: Tensor) -> Tensor:
+        if value.shape[-1] != self.dim:
+            raise UserError(f"an example of this program has {self.dim} elements, not {value.shape[-1]}")
+        return value.reshape(-1, self.dim)
+
+    def values(self) -> dict[str, Tensor]:
+        """The program's parameters by name, constrained."""
+        return {p.name: value for p, value in zip(self.program.parameters, self._constrained(), strict=True)}
+
+    def set_values(self, values: Mapping[str, Tensor]) -> None:
+        """Set parameters to constrained values.
+
+        Raises:
+            UserError: No such parameter, another shape, or a value outside its constraint.
+        """
+        names = [parameter.name for parameter in self.program.parameters]
+        for name, value in values.items():
+            if name not in names:
+                raise UserError(f"the program has no parameter {name!r}; it has {', '.join(names) or 'none'}")
+            place = names.index(name)
+            target, constraint = self.unconstrained[place], self._constraints[place]
+            value = torch.as_tensor(value, dtype=target.dtype, device=target.device)
+            if tuple(value.shape) != self.program.parameters[place].shape:
+                raise UserError(
+                    f"parameter {name!r} has shape {self.program.parameters[place].shape}, not {tuple(value.shape)}"
+                )
+            if not bool(constraint.check(value).all()):
+                raise UserError(f"the value given for parameter {name!r} violates its constraint {constraint}")
+            with torch.no_grad():
+                target.copy_(transform_to(constraint).inv(value))
+
+    def _element_gates(self) -> Tensor | None:
+        if self.gate_logits is None:
+            return None
+        gates = self.gate_logits.sigmoid()
+        return gates[self._owners] if self.gate == "site" else gates
+
+    def gate_values(self) -> dict[str, Tensor]:
+        """Gate of each site in [0, 1]: a number, or an array in the site's shape for ``gate="element"``."""
+        held = self._element_gates()
+        if held is None:
+            return {}
+        result = {}
+        for name, (start, shape) in self.packing.places.items():
+            part = held[start : start + math.prod(shape)].detach()
+            result[name] = part[0] if self.gate == "site" else part.reshape(shape)
+        return result
+
+    def set_gates(self, value: float) -> None:
+        """Set every gate: 1 is exactly the program, 0 exactly the backbone.
+
+        Raises:
+            UserError: The layer has no gates, or the value is outside [0, 1].
+        """
+        if self.gate_logits is None:
+            raise UserError("this layer was compiled without gates; compile it with gate='site' or gate='element'")
+        if not 0 <= value <= 1:
+            raise UserError(f"a gate lies in [0, 1]; {value} does not")
+        with torch.no_grad():
+            self.gate_logits.fill_(math.log(value / (1 - value)) if 0 < value < 1 else math.inf * (2 * value - 1))
+
+    # ------------------------------------------------------------------ examples
+
+    @property
+    def example_sites(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the sites of an example, in order."""
+        return {name: shape for name, (_, shape) in self.packing.places.items()}
+
+    @property
+    def levels(self) -> list[int] | None:
+        """Number of levels of each element where all sites are discrete with finitely many levels, else None."""
+        return self.packing.levels
+
+    def pack(self, values: Mapping[str, Tensor], *, generator: torch.Generator | None = None) -> Tensor:
+        """Flat examples ``[*, D]`` of site values; discrete sites get uniform dequantisation noise."""
+        like = self.unconstrained[0] if len(self.unconstrained) else self.gate_logits
+        dtype = like.dtype if like is not None else getattr(torch, self.program.dtype)
+        return self.packing.pack(values, dtype=dtype, generator=generator)
+
+    def unpack(self, examples: Tensor) -> dict[str, Tensor]:
+        """Site values of flat examples; discrete sites give their integers back."""
+        return self.packing.unpack(examples)
+
+    def element_names(self) -> list[str]:
+        """Names of the elements of an example: ``"site"``, ``"site[3]"``, ``"site[1,2]"``."""
+        return self.packing.element_names()
+
+    def constraint_map(self) -> ProgramConstraintMap:
+        """The map from R^D to the product of the supports.
+
+        Raises:
+            CompileError: The support of a site depends on other sites' values (E-SUPPORT).
+        """
+        return ProgramConstraintMap(self)
+
+    def outside(self, examples: Tensor) -> Tensor:
+        """Which elements ``[*, D]`` lie outside their site's support."""
+        flat = self._flat(examples)
+        return self.supports.outside(flat, self.flat_parameters(flat)).reshape(examples.shape)
+
+    # ------------------------------------------------------------------ telling
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per site: what it is and what it became."""
+        told = []
+        kernels = self.plan.rows()
+        for index, site in enumerate(self.program.sites):
+            kernel: Kernel | None = kernels[index][0] if index in kernels else None
+            told.append(
+                {
+                    "name": site.name,
+                    "family": site.specification.family,
+                    "shape": list(site.shape),
+                    "parents": [self.program.sites[parent].name for parent in self.plan.parents[index]],
+                    "observed": site.observed,
+                    "transform": self._became(index, kernel),
+                }
+            )
+        return told
+
+    def _became(self, index: int, kernel: Kernel | None) -> str:
+        site = self.program.sites[index]
+        if site.observed:
+            return "observed: outside the layer"
+        if index in self.plan.populations.sites:
+            return f"summed out ({len(self.plan.populations.configurations)} populations)"
+        if kernel is None:
+            return "empty"
+        text = self.supports.names[kernel.number]
+        if kernel.mixed:
+            text = f"mixture of {len(self.plan.populations.configurations)} x {site.specification.family}"
+        return f"dequantised {text}" if site.discrete else text
+
+    def explain(self) -> str:
+        """What each pass did, in words."""
+        plan, program = self.plan, self.program
+        lines = [
+            f"trace: {len(program.sites)} sites, {len(program.instructions)} instructions, "
+            f"{len(program.parameters)} parameters, {program.constants.numel()} constants",
+            f"marginalise: {len(plan.populations.sites)} discrete sites summed out, "
+            f"{len(plan.populations.configurations) if plan.populations.sites else 0} populations",
+            f"classify ({'on' if self.optimize else 'off'}): {len(plan.kernels)} classes for "
+            f"{sum(len(kernel.held.sites) for kernel in plan.kernels)} sites",
+        ]
+        for kernel in plan.kernels:
+            names = [program.sites[index].name for index in kernel.held.sites]
+            steps = len(kernel.held.slice.values) - len(kernel.held.addresses)
+            shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
+            lines.append(
+                f"  {len(names)} x {kernel.held.specification.family}{list(kernel.held.shape)} ({shown}): "
+                f"{len(kernel.held.addresses)} loads, {steps} instructions"
+            )
+        lines.append(f"schedule: density in 1 stage, sampling in {len(self._sampling._schedule)} levels")
+        return "\n".join(lines)
+
+    def extra_repr(self) -> str:
+        return f"{len(self.plan.example)} sites, D={self.dim}, gate={self.gate!r}"
