@@ -1,0 +1,28 @@
+"""Maximum-likelihood training of flows, and their evaluation."""
+
+from __future__ import annotations
+
+from emfc.training.evaluation import Evaluation, evaluate, log_prob
+from emfc.training.fitting import FitResult, fit
+from emfc.training.progress import (
+    BarProgress,
+    EpochRow,
+    LineProgress,
+    SilentProgress,
+    TrainingProgress,
+    make_progress,
+)
+
+__all__ = [
+    "BarProgress",
+    "EpochRow",
+    "Evaluation",
+    "FitResult",
+    "LineProgress",
+    "SilentProgress",
+    "TrainingProgress",
+    "evaluate",
+    "fit",
+    "log_prob",
+    "make_progress",
+]

@@ -1,0 +1,216 @@
+"""Maximum likelihood: the function that users call."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emfc.errors import UserError
+from emfc.training.examples import Examples, check_examples
+from emfc.training.loop import Trainer
+from emfc.training.progress import EpochRow, SilentProgress, TrainingProgress
+from emfc.training.settings import Settings
+
+__all__ = ["FitResult", "fit"]
+
+DEFAULT_STEPS = 4000
+FEWEST_EPOCHS = 30
+MOST_EPOCHS = 300
+DEFAULT_DROPOUT = 0.1
+FEW_ROWS = 10
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """What a training came to.
+
+    Attributes:
+        flow: The flow that was trained, with its best weights.
+        history: One row for each epoch.
+        best_epoch: The epoch of the best weights; 0 if training never improved on the start.
+        best_validation_nll: Their mean negative log likelihood on the validation rows, nats per example.
+        epochs: The number of epochs done.
+        seconds: Duration of the whole training.
+        stopped: Why it ended: ``"epochs"``, ``"patience"``, ``"interrupted"`` or ``"diverged"``.
+        diverged: How often it went back to earlier weights.
+    """
+
+    flow: Any
+    history: list[EpochRow]
+    best_epoch: int
+    best_validation_nll: float
+    epochs: int
+    seconds: float
+    stopped: str
+    diverged: int
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether Ctrl-C ended it."""
+        return self.stopped == "interrupted"
+
+
+def fit(
+    flow: Any,
+    data: Tensor | Mapping[str, Any],
+    *,
+    context: Tensor | None = None,
+    validation: Tensor | Mapping[str, Any] | None = None,
+    validation_context: Tensor | None = None,
+    validation_fraction: float = 0.1,
+    epochs: int | None = None,
+    batch_size: int = 128,
+    learning_rate: float = 5e-3,
+    gate_factor: float = 10.0,
+    program_factor: float = 1.0,
+    weight_decay: float = 1e-4,
+    warm_up: float = 0.05,
+    patience: int | None = None,
+    gradient_clip: float = 5.0,
+    averaging: float = 0.995,
+    dropout: float | None = None,
+    start: bool = True,
+    max_divergences: int = 5,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    progress: TrainingProgress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 5.0,
+    resume: bool = False,
+) -> FitResult:
+    r"""Trains a flow by maximum likelihood, :math:`\min_\theta -\frac{1}{n} \sum_i \log p_\theta(x_i)`.
+
+    AdamW with decoupled weight decay on the matrices of the learned layers, a linear warm-up and a cosine to zero,
+    gradients clipped by norm. After each epoch the averaged weights are evaluated on the validation rows; the best ones
+    are what the flow has in the end, also after Ctrl-C. Loss or gradients that are not finite, or an explosion of the
+    loss, send the training back to the weights of the last good epoch with half the learning rate. torch's global
+    random state is left as it was.
+
+    Args:
+        flow: The flow; trained in place.
+        data: Examples ``[rows, D]``, taken as they are, or a mapping from site name to values ``[rows, *site_shape]``,
+            whose discrete sites get fresh dequantisation noise in every epoch.
+        context: Contexts ``[rows, C]`` of a conditional flow.
+        validation: Validation rows, in the same form; left out, a random part of the data.
+        validation_context: Their contexts.
+        validation_fraction: That part.
+        epochs: The largest number of epochs, over which the learning rate falls to zero; None for as many as make 4000
+            steps, at least 30 and at most 300.
+        batch_size: Rows a step.
+        learning_rate: Highest learning rate of the learned layers.
+        gate_factor: What it is multiplied by for the gates.
+        program_factor: What it is multiplied by for the program's parameters.
+        weight_decay: Decay of the learned layers' matrices.
+        warm_up: Share of the steps over which the rate rises.
+        patience: Epochs without improvement after which training ends; None for a quarter of the epochs.
+        gradient_clip: Largest norm of the gradients; ``math.inf`` for none.
+        averaging: Decay of the average of the weights (a step's share is one minus it); 0 for none.
+        dropout: Probability with which hidden units are dropped in training; None for 0.1 where the flow has more than
+            ten parameters for each training row, else 0.
+        start: Whether a flow without program is standardised by the training data first.
+        max_divergences: How often training may go back to earlier weights.
+        seed: Seed of the split, the order of the rows, the dequantisation and dropout.
+        device: Where to train; the flow is moved there and stays there.
+        dtype: Floating-point type to train in; the flow is changed to it.
+        progress: What to show; nothing if left out. See ``make_progress``.
+        checkpoint: A run folder into which improved weights are written as training goes on.
+        checkpoint_every: Seconds that lie at least between two writes.
+        resume: Whether to go on from what that folder holds, if it holds anything.
+
+    Returns:
+        The result, whose ``flow`` is the flow given.
+
+    Raises:
+        UserError: If the data do not fit the flow (says which rows), or if training cannot be kept from diverging.
+        ValueError: If an option has no meaning.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, torch, emfc
+        >>> def model():
+        ...     scale = pyro.sample("scale", dist.LogNormal(0.0, 1.0))
+        ...     pyro.sample("x", dist.Normal(0.0, scale))
+        >>> flow = emfc.EmbeddedModelFlow(model, backbone="mvn")
+        >>> result = emfc.fit(flow, {"scale": torch.ones(20), "x": torch.zeros(20)}, epochs=2)
+        >>> result.epochs
+        2
+    """
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction is {validation_fraction}; it must lie between 0 and 1")
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs checkpoint, the folder to go on from")
+    flow.to(device=device, dtype=dtype)
+    place = {"device": flow.noise_reference.device, "dtype": flow.noise_reference.dtype}
+    train = Examples.of(data, context, **place)
+    if validation is None:
+        generator = torch.Generator().manual_seed(seed)
+        train, held_out = train.split(validation_fraction, generator=generator)
+    else:
+        held_out = Examples.of(validation, validation_context, **place)
+    if epochs is None:
+        epochs = min(max(-(-DEFAULT_STEPS // -(-train.rows // max(batch_size, 1))), FEWEST_EPOCHS), MOST_EPOCHS)
+    if dropout is None:
+        dropout = DEFAULT_DROPOUT if flow.parameter_count > FEW_ROWS * train.rows else 0.0
+    settings = Settings(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        gate_factor=gate_factor,
+        program_factor=program_factor,
+        weight_decay=weight_decay,
+        warm_up=warm_up,
+        patience=max(epochs // 4, 10) if patience is None else patience,
+        gradient_clip=gradient_clip,
+        averaging=averaging,
+        dropout=dropout,
+        max_divergences=max_divergences,
+        seed=seed,
+    )
+    with torch.random.fork_rng(devices=_cuda_devices(place["device"])):
+        torch.manual_seed(seed)
+        packed = train.packed(flow, seed=seed)
+        check_examples(flow, packed, what="the training data")
+        if start:
+            flow.start_from_data(packed)
+        packed_held_out = held_out.packed(flow, seed=seed + 1)
+        check_examples(flow, packed_held_out, what="the validation data")
+        trainer = Trainer(
+            flow,
+            train,
+            packed_held_out,
+            held_out.context,
+            settings=settings,
+            progress=SilentProgress() if progress is None else progress,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+        )
+        if resume:
+            trainer.resume()
+        outcome = trainer.run()
+    if outcome.stopped == "diverged" and outcome.best_epoch == 0:
+        raise UserError(
+            f"training diverged {outcome.diverged} times without improving on the start; "
+            f"lower learning_rate (now {learning_rate:g}) or check the scale of the data"
+        )
+    return FitResult(
+        flow=flow,
+        history=outcome.history,
+        best_epoch=outcome.best_epoch,
+        best_validation_nll=outcome.best_nll if math.isfinite(outcome.best_nll) else math.nan,
+        epochs=len(outcome.history),
+        seconds=outcome.seconds,
+        stopped=outcome.stopped,
+        diverged=outcome.diverged,
+    )
+
+
+def _cuda_devices(device: torch.device) -> list[int]:
+    if device.type != "cuda":
+        return []
+    return [torch.cuda.current_device() if device.index is None else device.index]

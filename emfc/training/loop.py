@@ -1,0 +1,298 @@
+"""The training loop: epochs, best weights, going back after a divergence."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emfc.errors import UserError
+from emfc.training.checkpoint import Checkpoint, TrainingState, load_state
+from emfc.training.evaluation import mean_nll
+from emfc.training.examples import Examples, batches
+from emfc.training.optimiser import WeightAverage, make_optimiser, schedule
+from emfc.training.progress import EpochRow, TrainingProgress
+from emfc.training.settings import Outcome, Settings
+
+__all__ = ["Trainer"]
+
+EVALUATED_AT_ONCE = 1024
+
+
+class _Diverged(Exception):
+    """A step or an epoch went wrong; the message says how."""
+
+
+class Trainer:
+    """Trains a flow on rows, with everything that ``fit`` promises.
+
+    Args:
+        flow: The flow.
+        train: Training rows.
+        validation: Packed validation examples ``[rows, D]``.
+        validation_context: Their contexts.
+        settings: The numbers.
+        progress: What hears of the epochs.
+        checkpoint: Run folder to write to, if any.
+        checkpoint_every: Seconds between two writes.
+    """
+
+    def __init__(
+        self,
+        flow: Any,
+        train: Examples,
+        validation: Tensor,
+        validation_context: Tensor | None,
+        *,
+        settings: Settings,
+        progress: TrainingProgress,
+        checkpoint: str | os.PathLike[str] | None,
+        checkpoint_every: float,
+    ) -> None:
+        self.flow = flow
+        self.train = train
+        self.validation = validation
+        self.validation_context = validation_context
+        self.settings = settings
+        self.progress = progress
+        self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, every=checkpoint_every)
+        if not any(parameter.requires_grad for parameter in flow.parameters()):
+            raise UserError("this flow has nothing to learn: its program has no parameters and it has no backbone")
+        self.average = WeightAverage(flow, settings.averaging)
+        self.optimiser = self._new_optimiser()
+        self.outcome = Outcome()
+        self.epoch = 0
+        self.step = 0
+        self.rate_scale = 1.0
+        self.initial_nll = math.inf
+        self.lowest_train_nll = math.inf
+        self.parameters = self.average.parameters
+        self.best = self._live()
+        self.good = (self._live(), self.average.state())
+        self._unsaved = False
+        self.steps_per_epoch = -(-train.rows // settings.batch_size)
+
+    # ---- the run -------------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        """Trains until the epochs or the patience end, or Ctrl-C; leaves the best weights in the flow."""
+        began = time.perf_counter()
+        was_training = self.flow.training
+        with self.progress:
+            try:
+                self.flow.train()
+                self.flow.set_dropout(self.settings.dropout)
+                self._begin()
+                while self.epoch < self.settings.epochs:
+                    self._one_epoch()
+                    if self.outcome.stopped == "diverged":
+                        break
+                    if self.epoch - self.outcome.best_epoch >= self.settings.patience:
+                        self.outcome.stopped = "patience"
+                        break
+            except KeyboardInterrupt:
+                self.outcome.stopped = "interrupted"
+                self.progress.remark(f"interrupted: keeping the weights of epoch {self.outcome.best_epoch}")
+            finally:
+                self._put(self.best)
+                self.flow.set_dropout(0.0)
+                self.flow.train(was_training)
+        if self.checkpoint is not None and self._unsaved:
+            self._write()
+        self.outcome.seconds += time.perf_counter() - began
+        return self.outcome
+
+    def _begin(self) -> None:
+        self.progress.start(self.settings.epochs, done=self.epoch)
+        if self.epoch == 0:
+            self.initial_nll = self.outcome.best_nll = self._validate()
+
+    def _one_epoch(self) -> None:
+        began = time.perf_counter()
+        try:
+            train_nll, validation_nll = self._pass_over_data()
+        except _Diverged as error:
+            self._go_back(str(error))
+            return
+        self.epoch += 1
+        self.lowest_train_nll = min(self.lowest_train_nll, train_nll)
+        self.good = (self._live(), self.average.state())
+        outcome = self.outcome
+        if validation_nll < outcome.best_nll or not math.isfinite(outcome.best_nll):
+            self.best = self.average.state() if self.settings.averaging else self._live()
+            outcome.best_nll, outcome.best_epoch = validation_nll, self.epoch
+            self._unsaved = True
+        seconds = time.perf_counter() - began
+        row = EpochRow(
+            epoch=self.epoch,
+            train_nll=train_nll,
+            validation_nll=validation_nll,
+            learning_rate=self.optimiser.param_groups[0]["lr"] / self.optimiser.param_groups[0]["factor"],
+            seconds=seconds,
+            examples_per_second=self.train.rows / max(seconds, 1e-9),
+        )
+        outcome.history.append(row)
+        self.progress.epoch(row, best=outcome.best_nll)
+        if self.checkpoint is not None and self._unsaved and self.checkpoint.due():
+            self._write()
+
+    def _pass_over_data(self) -> tuple[float, float]:
+        """One epoch of steps and its validation: mean training loss and validation loss."""
+        seed = self.settings.seed + 7919 * (self.epoch + 1) + 104729 * self.outcome.diverged
+        generator = torch.Generator().manual_seed(seed)
+        torch.manual_seed(seed)
+        packed = self.train.packed(self.flow, seed=seed)
+        total = torch.zeros((), dtype=torch.float64)
+        for index in batches(self.train.rows, self.settings.batch_size, generator=generator):
+            rows = index.to(packed.device)
+            context = None if self.train.context is None else self.train.context[rows]
+            total += self._one_step(packed[rows], context) * rows.numel()
+        train_nll = float(total) / self.train.rows
+        reference = self.initial_nll if math.isfinite(self.initial_nll) else self.lowest_train_nll
+        if train_nll > reference + self.flow.dim and self.epoch > 0:
+            raise _Diverged(f"the training loss rose to {train_nll:.4g} nats")
+        validation_nll = self._validate()
+        if math.isnan(validation_nll):
+            raise _Diverged("the validation loss is not a number")
+        return train_nll, validation_nll
+
+    def _one_step(self, examples: Tensor, context: Tensor | None) -> float:
+        settings = self.settings
+        factor = schedule((self.step + 1) / (settings.epochs * self.steps_per_epoch), warm_up=settings.warm_up)
+        for group in self.optimiser.param_groups:
+            group["lr"] = settings.learning_rate * factor * self.rate_scale * group["factor"]
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = -self.flow(context).log_prob(examples).mean()
+        if not bool(torch.isfinite(loss)):
+            raise _Diverged("the loss is not finite")
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.gradient_clip)
+        if not bool(torch.isfinite(norm)):
+            raise _Diverged("a gradient is not finite")
+        self.optimiser.step()
+        self.average.update()
+        self.step += 1
+        return float(loss.detach())
+
+    def _validate(self) -> float:
+        self.average.swap()
+        try:
+            return mean_nll(self.flow, self.validation, self.validation_context, EVALUATED_AT_ONCE)
+        finally:
+            self.average.swap()
+
+    # ---- going back ----------------------------------------------------------------------------------------------
+
+    def _go_back(self, reason: str) -> None:
+        """Returns to the last good weights with half the learning rate, or ends the training."""
+        live, average = self.good
+        self._put(live)
+        self.average.restore(average)
+        self.optimiser = self._new_optimiser()
+        self.step = self.epoch * self.steps_per_epoch
+        self.rate_scale *= 0.5
+        self.outcome.diverged += 1
+        rate = self.settings.learning_rate * self.rate_scale
+        if self.outcome.diverged > self.settings.max_divergences:
+            self.outcome.stopped = "diverged"
+            self.progress.remark(f"{reason}; training ends with the weights of epoch {self.outcome.best_epoch}")
+        else:
+            self.progress.remark(f"{reason}; going back to epoch {self.epoch} with learning rate {rate:.3g}")
+
+    def _new_optimiser(self) -> torch.optim.AdamW:
+        settings = self.settings
+        return make_optimiser(
+            self.flow,
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            gate_factor=settings.gate_factor,
+            program_factor=settings.program_factor,
+        )
+
+    def _live(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    @torch.no_grad()
+    def _put(self, weights: list[Tensor]) -> None:
+        for parameter, saved in zip(self.parameters, weights, strict=True):
+            parameter.copy_(saved)
+
+    # ---- disk ----------------------------------------------------------------------------------------------------
+
+    def _names(self) -> list[str]:
+        return [name for name, parameter in self.flow.named_parameters() if parameter.requires_grad]
+
+    def _write(self) -> None:
+        if self.checkpoint is None:
+            return
+        names = self._names()
+        live, average = self.good
+        tensors = {}
+        for kind, values in (("best", self.best), ("live", live), ("average", average)):
+            tensors.update({f"{kind}.{name}": value for name, value in zip(names, values, strict=True)})
+        for index, parameter in enumerate(self.parameters):
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                tensors[f"optimiser.{names[index]}.{key}"] = torch.as_tensor(value)
+        state = TrainingState(
+            seed=self.settings.seed,
+            epochs=self.settings.epochs,
+            epoch=self.epoch,
+            step=self.epoch * self.steps_per_epoch,
+            best_epoch=self.outcome.best_epoch,
+            best_nll=self.outcome.best_nll,
+            initial_nll=self.initial_nll,
+            lowest_train_nll=self.lowest_train_nll,
+            rate_scale=self.rate_scale,
+            diverged=self.outcome.diverged,
+            average_steps=self.average.steps,
+            history=[asdict(row) for row in self.outcome.history],
+        )
+        self.checkpoint.write(self.flow, dict(zip(names, self.best, strict=True)), state, tensors)
+        self._unsaved = False
+
+    def resume(self) -> None:
+        """Takes up the state that the checkpoint folder holds; begins anew if it holds none.
+
+        Raises:
+            UserError: If the state is damaged, or is that of another flow.
+        """
+        if self.checkpoint is None:
+            return
+        found = load_state(self.checkpoint.path, device=self.validation.device)
+        if found is None:
+            return
+        state, tensors = found
+        names = self._names()
+        for kind in ("best", "live", "average"):
+            for name, parameter in zip(names, self.parameters, strict=True):
+                saved = tensors.get(f"{kind}.{name}")
+                if saved is None or saved.shape != parameter.shape:
+                    raise UserError(f"{self.checkpoint.path} holds the training of another flow; choose another folder")
+        self.best = [tensors[f"best.{name}"].to(p.dtype) for name, p in zip(names, self.parameters, strict=True)]
+        live = [tensors[f"live.{name}"].to(p.dtype) for name, p in zip(names, self.parameters, strict=True)]
+        average = [tensors[f"average.{name}"].to(p.dtype) for name, p in zip(names, self.parameters, strict=True)]
+        self._put(live)
+        self.average.restore(average)
+        self.average.steps = state.average_steps
+        self.good = (live, average)
+        for name, parameter in zip(names, self.parameters, strict=True):
+            prefix = f"optimiser.{name}."
+            entry = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            if entry:
+                self.optimiser.state[parameter] = {
+                    key: value if key == "step" else value.to(parameter.dtype) for key, value in entry.items()
+                }
+        self.epoch, self.step = state.epoch, state.step
+        self.initial_nll, self.lowest_train_nll = state.initial_nll, state.lowest_train_nll
+        self.rate_scale = state.rate_scale
+        self.outcome = Outcome(
+            history=[EpochRow(**row) for row in state.history],  # type: ignore[arg-type]
+            best_epoch=state.best_epoch,
+            best_nll=state.best_nll,
+            diverged=state.diverged,
+        )

@@ -1,0 +1,87 @@
+"""Parameter groups, learning-rate schedule and averaged weights."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["WeightAverage", "make_optimiser", "schedule"]
+
+
+def make_optimiser(
+    flow: Any, *, learning_rate: float, weight_decay: float, gate_factor: float, program_factor: float
+) -> torch.optim.AdamW:
+    """Returns AdamW with four groups, each with its factor on the learning rate.
+
+    Matrices of the learned layers decay; their biases, the program's parameters and the gates do not.
+    """
+    backbone = [p for p in flow.backbone_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in backbone if p.ndim >= 2], "weight_decay": weight_decay, "factor": 1.0},
+        {"params": [p for p in backbone if p.ndim < 2], "weight_decay": 0.0, "factor": 1.0},
+        {"params": list(flow.program_parameters()), "weight_decay": 0.0, "factor": program_factor},
+        {"params": list(flow.gate_parameters()), "weight_decay": 0.0, "factor": gate_factor},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
+
+
+def schedule(progress: float, *, warm_up: float) -> float:
+    """Factor on the learning rate at a share of the training in [0, 1]: a linear rise, then a cosine to zero.
+
+    Args:
+        progress: Share of all steps that are done.
+        warm_up: Share of all steps over which the rate rises.
+    """
+    if progress < warm_up:
+        return progress / warm_up
+    rest = (progress - warm_up) / (1 - warm_up)
+    return 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
+
+
+class WeightAverage:
+    r"""Exponential average of the weights over the steps (Polyak averaging).
+
+    After step t, :math:`a \leftarrow d\, a + (1 - d)\, w` with :math:`d = \min(\text{decay}, (1 + t) / (10 + t))`, so
+    that the start is soon forgotten.
+
+    Args:
+        module: The module whose floating-point parameters are averaged.
+        decay: The decay; 0 keeps the weights themselves.
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.steps = 0
+        self.parameters = [p for p in module.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Takes the weights of this step in."""
+        if self.decay == 0:
+            return
+        self.steps += 1
+        decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the module's weights and their average."""
+        if self.decay == 0:
+            return
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            kept = parameter.detach().clone()
+            parameter.copy_(average)
+            average.copy_(kept)
+
+    def state(self) -> list[Tensor]:
+        """Returns a copy of the average."""
+        return [tensor.clone() for tensor in self.average]
+
+    def restore(self, state: list[Tensor]) -> None:
+        """Sets the average."""
+        for average, saved in zip(self.average, state, strict=True):
+            average.copy_(saved)

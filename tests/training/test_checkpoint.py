@@ -1,0 +1,96 @@
+"""Checkpoints: the best weights on disk while training goes on, and going on from them."""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+from emfc.errors import UserError
+from emfc.flows import EmbeddedModelFlow, load
+from emfc.training import SilentProgress, evaluate, fit
+from emfc.training.checkpoint import Checkpoint
+
+
+def _model(length):
+    slope = pyro.param("slope", torch.tensor(0.5))
+    value = torch.zeros(())
+    for step in range(length):
+        value = pyro.sample(f"x_{step}", dist.Normal(slope * value, 1.0))
+
+
+def _flow(dim: int = 4) -> EmbeddedModelFlow:
+    torch.manual_seed(0)
+    return EmbeddedModelFlow(_model, dim, hidden_features=(16,))
+
+
+def _data(seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 2 + torch.randn(300, 4, generator=generator).cumsum(-1)
+
+
+class _Killed(SilentProgress):
+    """Ends the training as a crash would, after an epoch."""
+
+    def __init__(self, at: int) -> None:
+        self.at = at
+
+    def epoch(self, row, *, best):
+        if row.epoch == self.at:
+            raise SystemExit
+
+
+OPTIONS = {"epochs": 12, "batch_size": 50, "learning_rate": 1e-2, "checkpoint_every": 0.0}
+
+
+def test_a_killed_training_leaves_its_best_flow_and_goes_on_as_if_nothing_were(tmp_path):
+    held_out = _data(1)
+    whole = fit(_flow(), _data(), validation=held_out, **OPTIONS)
+    with pytest.raises(SystemExit):
+        fit(_flow(), _data(), validation=held_out, checkpoint=tmp_path / "run", progress=_Killed(7), **OPTIONS)
+    stored = load(tmp_path / "run")
+    assert evaluate(stored, held_out).nll < evaluate(_flow(), held_out).nll
+    flow = _flow()
+    resumed = fit(flow, _data(), validation=held_out, checkpoint=tmp_path / "run", resume=True, **OPTIONS)
+    assert resumed.epochs == 12
+    assert resumed.best_epoch == whole.best_epoch
+    assert resumed.best_validation_nll == pytest.approx(whole.best_validation_nll, rel=1e-9)
+    assert [row.epoch for row in resumed.history] == list(range(1, 13))
+    assert evaluate(load(tmp_path / "run"), held_out).nll == pytest.approx(evaluate(flow, held_out).nll, rel=1e-9)
+
+
+def test_resuming_from_nothing_begins_anew(tmp_path):
+    result = fit(_flow(), _data(), checkpoint=tmp_path / "run", resume=True, **OPTIONS)
+    assert result.epochs == 12
+    assert load(tmp_path / "run").dim == 4
+
+
+def test_a_finished_training_is_not_repeated(tmp_path):
+    first = fit(_flow(), _data(), checkpoint=tmp_path / "run", **OPTIONS)
+    again = fit(_flow(), _data(), checkpoint=tmp_path / "run", resume=True, **OPTIONS)
+    assert again.best_validation_nll == pytest.approx(first.best_validation_nll, rel=1e-9)
+
+
+def test_writes_are_spaced(tmp_path, monkeypatch):
+    written = []
+    original = Checkpoint.write
+
+    def write(self, *arguments):
+        written.append(1)
+        original(self, *arguments)
+
+    monkeypatch.setattr(Checkpoint, "write", write)
+    fit(_flow(), _data(), checkpoint=tmp_path / "run", **{**OPTIONS, "checkpoint_every": 1000.0})
+    assert len(written) == 2
+
+
+def test_damaged_and_foreign_states_are_told(tmp_path):
+    fit(_flow(), _data(), checkpoint=tmp_path / "run", **OPTIONS)
+    other = _flow(5)
+    with pytest.raises(UserError, match="of another flow"):
+        fit(other, torch.randn(50, 5), checkpoint=tmp_path / "run", resume=True, **OPTIONS)
+    file = tmp_path / "run" / "training.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="is damaged"):
+        fit(_flow(), _data(), checkpoint=tmp_path / "run", resume=True, **OPTIONS)
