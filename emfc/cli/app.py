@@ -1,0 +1,105 @@
+"""The command line: one group of commands, and the one place where faults become messages and exit statuses."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from emfc.cli import check, evaluate, graph, sample, score, train
+from emfc.errors import UserError
+
+__all__ = ["app", "main"]
+
+DONE, OUR_FAULT, USER_FAULT, INTERRUPTED = 0, 1, 2, 130
+
+
+class Commands(TyperGroup):
+    """The commands; every fault of the user ends in one message on standard error and status 2, never a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("emfc: interrupted; nothing was kept", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(DONE) from None
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        try:
+            status = super().main(
+                args=args,
+                prog_name=prog_name or "emfc",
+                complete_var=complete_var,
+                standalone_mode=False,
+                windows_expand_args=windows_expand_args,
+                **extra,
+            )
+        except (KeyboardInterrupt, typer.Abort):
+            status = INTERRUPTED
+        except Exception as error:
+            status = _report(error)
+        if not standalone_mode:
+            return status
+        sys.exit(status if isinstance(status, int) else DONE)
+
+
+def _report(error: Exception) -> int:
+    """Say what went wrong in one message, and give the exit status."""
+    if os.environ.get("EMFC_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, UserError) or type(error).__name__ == "CompileError":
+        print(f"emfc: {error}", file=sys.stderr)
+        return USER_FAULT
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):
+        return _report_usage(error)
+    told = f"{type(error).__name__}: {error}"
+    print(f"emfc: a fault of emfc itself: {told} (set EMFC_DEBUG=1 to see where)", file=sys.stderr)
+    return OUR_FAULT
+
+
+def _report_usage(error: Any) -> int:
+    """Bad usage, as the command-line library reports it."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        return USER_FAULT
+    command = context.command_path if context is not None else "emfc"
+    message = str(error.format_message()).replace("Value error, ", "").strip()
+    stop = "" if message.endswith((".", "?")) else "."
+    print(f"{command}: {message}{stop} See `{command} --help`.", file=sys.stderr)
+    return USER_FAULT
+
+
+app = typer.Typer(
+    name="emfc",
+    cls=Commands,
+    help="Compile a probabilistic program into layers of a normalizing flow, train it, draw from it and score with it.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for _module in (check, graph, train, sample, score, evaluate):
+    _module.register(app)
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

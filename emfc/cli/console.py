@@ -1,0 +1,55 @@
+"""What the commands say: results on standard output, everything else on standard error."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["finite_or_none", "print_json", "print_table", "say"]
+
+
+def say(text: str) -> None:
+    """Say a sentence on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print a result as JSON; numbers that are not finite become null, since JSON has none."""
+    print(json.dumps(finite_or_none(document), indent=2))
+
+
+def finite_or_none(value: Any) -> Any:
+    """Give the same nested value with None in the place of every number that is not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): finite_or_none(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_or_none(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """Print a table on standard output; text that is not for a terminal is never folded.
+
+    Args:
+        columns: Heading and alignment, ``"left"`` or ``"right"``, of each column.
+        rows: The cells.
+        title: Over the table.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading, alignment in columns:
+        table.add_column(heading, justify="right" if alignment == "right" else "left")
+    for row in rows:
+        table.add_row(*(cell.replace("[", r"\[") for cell in row))
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, highlight=False, width=400)
+    console.print(table)
