@@ -64,9 +64,11 @@ class Density:
         ladj: Tensor | None = None
         for kernel, transform in self._transforms(plain):
             gated = gates.apply(transform, kernel.full.own)
-            noise, part = gated.inverse_and_ladj(kernel.full.own(values))
+            own = kernel.full.own(values)
+            noise, part = gated.inverse_and_ladj(own)
             noises.append(noise.flatten(1))
-            ladj = accumulate(ladj, part)
+            constant = gated.constant_ladj
+            ladj = accumulate(ladj, part) if constant is None else accumulate(ladj, -constant, own)
         if ladj is None:
             raise RuntimeError("a plan has at least one kernel")
         return noises, ladj

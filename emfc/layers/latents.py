@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,20 +31,23 @@ class Gates:
         return gated(transform, columns(self.values)[None])
 
 
-def accumulate(total: Tensor | None, ladj: Tensor) -> Tensor:
-    """Add log-Jacobians ``[B, ...]``, summed over all but the first dimension.
+def accumulate(total: Tensor | None, ladj: Tensor, value: Tensor | None = None) -> Tensor:
+    """Add log-Jacobians, summed over all but the first dimension.
 
-    An expanded dimension holds one number many times: it is multiplied, not summed.
+    Args:
+        total: The sum so far ``[B]``.
+        ladj: Log-Jacobians ``[B, ...]``; with `value`, dimensions of size one stand for those of the value, so that one
+            number shared by all sites and examples is multiplied instead of summed.
+        value: The values ``[B, n, *shape]`` that the log-Jacobian belongs to.
     """
-    batch, factor = len(ladj), 1
-    for dim, (size, stride) in enumerate(zip(ladj.shape, ladj.stride(), strict=True)):
-        if size > 1 and stride == 0:
-            ladj = ladj.narrow(dim, 0, 1)
-            factor *= size if dim else 1
     part = ladj.flatten(1).sum(-1) if ladj.ndim > 1 else ladj
+    if value is None:
+        return part if total is None else total + part
+    sizes = zip(value.shape[1:], ladj.shape[1:], strict=True)
+    factor = math.prod(size for size, held in sizes if held == 1)
     if factor != 1:
         part = part * factor
-    return part.expand(batch) if total is None else total + part
+    return part.expand(len(value)) if total is None else total + part
 
 
 def configured_environment(plan: Plan, plain: Environment) -> Environment:

@@ -182,7 +182,8 @@ def _unexpanded(family: type[Distribution], arguments: Mapping[str, Tensor]) -> 
     made = family.__new__(family)
     for name, value in arguments.items():
         setattr(made, name, value)
-    shape = torch.broadcast_shapes(*(value.shape for value in arguments.values()))
+    sizes = zip(*(value.shape for value in arguments.values()), strict=True)  # all of one rank
+    shape = torch.Size([next((size for size in held if size != 1), 1) for held in sizes])
     Distribution.__init__(made, shape, validate_args=False)
     return made
 

@@ -31,6 +31,11 @@ class NormalAffine(NormalTransform):
         """Log of the scale, the log-Jacobian."""
         return self.scale.log()
 
+    @property
+    def constant_ladj(self) -> Tensor:
+        """The log scale."""
+        return self.log_scale
+
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Draw and log scale."""
         value = self.loc + self.scale * wide(x)

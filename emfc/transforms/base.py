@@ -152,6 +152,11 @@ class NormalTransform(LadjTransform):
 
         return ThroughMap(self)
 
+    @property
+    def constant_ladj(self) -> Tensor | None:
+        """The log-Jacobian where it is the same for all noise, in the shape of the parameters; None otherwise."""
+        return None
+
     def knots(self) -> tuple[Tensor, Tensor] | None:
         """Values and noises, [..., J] in rising order, where the map bends sharply; None if it is smooth."""
         return None
