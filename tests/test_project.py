@@ -186,6 +186,12 @@ def test_errors_page_lists_every_code():
     assert set(re.findall(r"^## `(E-\w+)`", page, flags=re.MULTILINE)) == set(CODES)
 
 
+def test_decisions_are_listed():
+    folder = ROOT / "docs" / "decisions"
+    index = (folder / "index.md").read_text()
+    assert [path.name for path in folder.glob("[0-9]*.md") if f"({path.name})" not in index] == []
+
+
 def test_every_public_name_has_a_reference_entry():
     import emfc
 
