@@ -26,8 +26,8 @@ demo: $(INSTALLED)  ## train on real digits and show what came out (about five m
 	@mkdir -p runs/demo
 	$(EMFC) check models/digits.py --set populations=10
 	$(EMFC) graph models/digits.py --set populations=10 -o runs/demo/graph.svg
-	$(EMFC) train models/digits.py --out runs/demo/one --overwrite --baseline --rival spline --rival copula
-	$(EMFC) train models/digits.py --set populations=10 --out runs/demo/ten --overwrite --baseline
+	$(EMFC) train models/digits.py --epochs 200 --out runs/demo/one --overwrite --baseline --rival spline --rival copula
+	$(EMFC) train models/digits.py --set populations=10 --hidden 120,120 --epochs 150 --out runs/demo/ten --overwrite
 	$(EMFC) sample runs/demo/ten -n 256 -o runs/demo/drawn.npz
 	$(EMFC) score runs/demo/ten runs/demo/drawn.npz --top 8 --bottom 8 --picture runs/demo/drawn-ranked.png
 

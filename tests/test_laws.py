@@ -112,7 +112,7 @@ def _rank_correlation(x):
     return torch.corrcoef(ranks.T).reshape(x.shape[1], x.shape[1])
 
 
-@pytest.mark.usefixtures("float64")
+@pytest.mark.usefixtures("dtype")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_law_4_samples_are_those_of_the_program(name):
     _samples_agree(name, number=3000, slow_number=100)
@@ -145,7 +145,7 @@ def _samples_agree(name, *, number, slow_number):
         assert difference.max() < 6 / size**0.5
 
 
-@pytest.mark.usefixtures("float64")
+@pytest.mark.usefixtures("dtype")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_law_5_edges_are_true_dependencies(name):
     model, args, kwargs = PROGRAMS[name].build()
@@ -189,7 +189,7 @@ def _density_operations(model, steps, *, backward):
     return counter.count
 
 
-@pytest.mark.usefixtures("float64")
+@pytest.mark.usefixtures("dtype")
 @pytest.mark.parametrize("model", [random_walk, geometric_walk, noisy_walk], ids=lambda model: model.__name__)
 def test_law_6_operations_do_not_grow_with_steps(model):
     for backward in (False, True):

@@ -84,7 +84,7 @@ class Guard(TorchFunctionMode):
     def _refusal(self, func: Any, value: Tensor) -> CompileError:
         code, reason, advice = _READERS[func]
         names = self.recorder.origins(value)
-        depends = f" that depends on {', '.join(names[:4])}" if names else ""
+        depends = f", which depends on {', '.join(names[:4])}," if names else ""
         location = user_location(2)
         return CompileError(
             code,
