@@ -114,9 +114,11 @@ class Recorder(TorchDispatchMode):
         if name in _VALUE_FREE or name in _RESHAPES or func.is_view:
             return func(*args, **kwargs)
         if torch.Tag.dynamic_output_shape in func.tags and self._dynamic(name, args):
+            names = self.origins(next(tensor for tensor in inputs if self.shadow.is_random(tensor)))
             raise CompileError(
                 "E-DYNSHAPE",
-                "boolean-mask indexing or another operation whose result's shape depends on a random value",
+                "boolean-mask indexing, or another operation whose result's shape depends on a random value",
+                site=names[0] if names else None,
                 advice="keep the shape and choose values with torch.where",
                 **where(),
             )
