@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import gc
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from emfc.layers.structured import StructuredLayer
@@ -14,6 +16,21 @@ from emfc.program.trace import trace
 from emfc.program.verify import verify
 
 __all__ = ["compile", "parse"]
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause Python's cyclic garbage collector, which walks all objects made so far again and again.
+
+    A long program is many small objects that all stay; collecting would make compiling grow faster than the program.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def parse(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelGraph:
@@ -38,8 +55,9 @@ def parse(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelGraph:
         >>> emfc.parse(model).sites["x"].parents
         ('scale',)
     """
-    program = trace(model, args, kwargs)
-    return ModelGraph(program, tuple(parents(program, slice_sites(program))), model, args, kwargs)
+    with _collector_paused():
+        program = trace(model, args, kwargs)
+        return ModelGraph(program, tuple(parents(program, slice_sites(program))), model, args, kwargs)
 
 
 def compile(
@@ -73,9 +91,10 @@ def compile(
         >>> print(emfc.compile(model).rows()[1]["parents"])
         ['scale']
     """
-    graph = model if isinstance(model, ModelGraph) else parse(model, *args, **kwargs)
-    layer = StructuredLayer(graph.program, gate=gate, optimize=optimize)
-    if graph.model is not None:
-        checked: Mapping[str, Any] = graph.kwargs
-        verify(graph.program, graph.model, graph.args, checked, evaluate_plan(layer.plan))
+    with _collector_paused():
+        graph = model if isinstance(model, ModelGraph) else parse(model, *args, **kwargs)
+        layer = StructuredLayer(graph.program, gate=gate, optimize=optimize)
+        if graph.model is not None:
+            checked: Mapping[str, Any] = graph.kwargs
+            verify(graph.program, graph.model, graph.args, checked, evaluate_plan(layer.plan))
     return layer
