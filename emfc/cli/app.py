@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -17,6 +18,7 @@ from emfc.errors import UserError
 __all__ = ["app", "main"]
 
 DONE, OUR_FAULT, USER_FAULT, INTERRUPTED = 0, 1, 2, 130
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Commands(TyperGroup):
@@ -24,13 +26,20 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            print("emfc: interrupted; nothing was kept", file=sys.stderr)
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except KeyboardInterrupt as error:
+            print(f"emfc: {error if error.args else 'interrupted; nothing was kept'}", file=sys.stderr)
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _close_output()
             raise typer.Exit(DONE) from None
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            _close_output()
+            raise UserError(f"cannot write the output: {error.strerror}") from error
 
     def main(
         self,
@@ -57,6 +66,11 @@ class Commands(TyperGroup):
         if not standalone_mode:
             return status
         sys.exit(status if isinstance(status, int) else DONE)
+
+
+def _close_output() -> None:
+    """Let nothing more be written to a standard output that takes nothing."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(error: Exception) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from typing import Annotated, Any
 
 import typer
@@ -74,10 +76,10 @@ def check(
 
 def _compile(loaded: Any, seed: int) -> tuple[Any, Any]:
     from emfc.compiler import compile as compile_program
-    from emfc.compiler import parse
 
-    graph = parse(loaded.model, **loaded.arguments(seed=seed))
-    return graph, compile_program(graph)
+    with contextlib.redirect_stdout(sys.stderr):
+        graph = loaded.parse(seed=seed)
+        return graph, compile_program(graph)
 
 
 def _plain(value: Any) -> Any:

@@ -32,24 +32,41 @@ def finite_or_none(value: Any) -> Any:
     return value
 
 
-def print_table(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+def print_table(
+    columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]], *, title: str | None = None, turn: bool = False
+) -> None:
     """Print a table on standard output; text that is not for a terminal is never folded.
 
     Args:
         columns: Heading and alignment, ``"left"`` or ``"right"``, of each column.
         rows: The cells.
         title: Over the table.
+        turn: Whether rows and columns change places on a terminal that is too narrow for the numbers.
     """
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console = Console(file=sys.stdout, highlight=False, width=400)
+    if turn and _least_width(columns, rows) > console.width:
+        (corner, *headings), flipped = (heading for heading, _ in columns), list(zip(*rows, strict=True))
+        columns = [(corner, "left"), *((name, "right") for name in flipped[0])]
+        rows = [[heading, *cells] for heading, cells in zip(headings, flipped[1:], strict=True)]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for heading, alignment in columns:
         table.add_column(heading, justify="right" if alignment == "right" else "left")
     for row in rows:
         table.add_row(*(cell.replace("[", r"\[") for cell in row))
-    console = Console(file=sys.stdout, highlight=False)
-    if not console.is_terminal:
-        console = Console(file=sys.stdout, highlight=False, width=400)
     console.print(table)
+
+
+def _least_width(columns: Sequence[tuple[str, str]], rows: Sequence[Sequence[str]]) -> int:
+    """Width at which only headings and words fold, never a number."""
+    total = 0
+    for place, (heading, alignment) in enumerate(columns):
+        cells = [row[place] for row in rows]
+        kept = cells if alignment == "right" else [word for cell in cells for word in cell.split()]
+        total += 3 + max(len(text) for text in (*heading.split(), *kept))
+    return total

@@ -14,6 +14,7 @@ from torch import Tensor
 from emfc.errors import UserError
 
 if TYPE_CHECKING:
+    from emfc.cli.training_folder import TrainingFolder
     from emfc.flows import EmbeddedModelFlow
     from emfc.training import FitResult
 
@@ -178,6 +179,7 @@ def measure(
     parts: Mapping[str, Any],
     contexts: Mapping[str, Tensor | None],
     options: Mapping[str, Any],
+    work: TrainingFolder,
 ) -> Trained:
     """Train a flow and measure it on the test rows.
 
@@ -186,12 +188,13 @@ def measure(
         parts: ``"train"``, ``"validation"`` and ``"test"`` rows.
         contexts: Their contexts.
         options: Keyword arguments of ``fit``.
+        work: Where the training is kept as it goes on.
 
     Returns:
         The trained flow.
 
     Raises:
-        UserError: The data do not fit the flow, or training diverges.
+        UserError: The data do not fit the flow, training diverges, or it cannot be kept.
     """
     from emfc.cli.console import say
     from emfc.training import fit, log_prob, make_progress
@@ -204,6 +207,8 @@ def measure(
         validation=parts["validation"],
         validation_context=contexts["validation"],
         progress=make_progress(),
+        checkpoint=work.part(contender.key),
+        resume=work.resumed,
         **options,
     )
     test = log_prob(contender.flow, parts["test"], context=contexts["test"], seed=options["seed"] + 2)

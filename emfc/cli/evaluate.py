@@ -83,5 +83,4 @@ def log_prob_of_file(flow: Any, path: Path, context: Path | None, *, seed: int) 
         raise UserError(f"this flow is conditional: give --context FILE with {width} columns, one row for each example")
     with numeric_defaults(dtype_name(flow), seed) as kind:
         check_support(table, flow)
-        examples = model_input(table, flow.preprocess, dtype=kind, seed=seed)
-        return table, log_prob(flow, examples, context=contexts, seed=seed).cpu()
+        return table, log_prob(flow, model_input(table, kind), context=contexts, seed=seed).cpu()

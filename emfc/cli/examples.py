@@ -17,7 +17,6 @@ from emfc.errors import UserError
 
 if TYPE_CHECKING:
     from emfc.cli.loader import UserProgram
-    from emfc.data import Step
 
 __all__ = [
     "ExampleTable",
@@ -118,27 +117,9 @@ def require_width(flow: Any, path: Path, found: int) -> None:
         raise UserError(f"{path} has {found} columns; this flow's context has {width}")
 
 
-def model_input(
-    table: ExampleTable, preprocess: Step | None, *, dtype: torch.dtype, seed: int
-) -> Tensor | dict[str, Tensor]:
-    """Give what training and evaluation take: sites, or, with preprocessing, flat examples.
-
-    Args:
-        table: Raw examples.
-        preprocess: The steps before the flow; those that add noise add it here.
-        dtype: The flow's.
-        seed: Seed of that noise.
-
-    Returns:
-        Values by site, or examples of shape ``[rows, D]``.
-
-    Raises:
-        UserError: The preprocessing does not take these data.
-    """
-    if preprocess is None:
-        return {site: values.to(dtype) for site, values in table.values.items()}
-    generator = torch.Generator().manual_seed(seed)
-    return preprocess.pack(table.flat.to(dtype), generator=generator)
+def model_input(table: ExampleTable, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Give raw values by site, as training and evaluation take them; these add the noise of dequantisation."""
+    return {site: values.to(dtype) for site, values in table.values.items()}
 
 
 def check_support(table: ExampleTable, flow: Any) -> None:
@@ -161,8 +142,8 @@ def check_support(table: ExampleTable, flow: Any) -> None:
                 _refuse(table, site, sites[site], values != values.round(), "is no whole number")
         packed = flow.pack({site: values.to(place) for site, values in table.values.items()})
     else:
-        raw = model_input(table, flow.preprocess, dtype=place.dtype, seed=0)
-        packed, ladj = flow.preprocess.call_and_ladj(raw.to(place.device) if isinstance(raw, Tensor) else raw)
+        raw = flow.preprocess.pack(table.flat.to(place), generator=torch.Generator().manual_seed(0))
+        packed, ladj = flow.preprocess.call_and_ladj(raw)
         if not bool(ladj.isfinite().all()):
             rows = (~ladj.isfinite()).nonzero().flatten().tolist()
             raise UserError(f"{table.where}: {_rows(rows)}: a value is out of the range that the preprocessing takes")

@@ -76,10 +76,8 @@ def graph(
         if chosen in ("svg", "png") and output.suffix.lower() != f".{chosen}":
             raise UserError(f"{output} does not end in .{chosen}, the format that was asked for")
     with numeric_defaults(dtype, seed):
-        from emfc.compiler import parse
-
         loaded = load_program(program, values)
-        parsed = parse(loaded.model, **loaded.arguments(seed=seed))
+        parsed = loaded.parse(seed=seed)
     if chosen in ("svg", "png") and output is not None:
         from emfc.report import draw_graph
 

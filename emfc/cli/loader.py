@@ -69,6 +69,19 @@ class UserProgram:
             raise UserError(f"{self.path}: start() must return a mapping from parameter name to starting value")
         return values
 
+    def parse(self, *, seed: int) -> Any:
+        """Read the program once; what it prints goes to standard error.
+
+        Raises:
+            UserError: It needs an argument that nothing gives; see `arguments`.
+            CompileError: The program is refused.
+        """
+        from emfc.compiler import parse
+
+        arguments = self.arguments(seed=seed)
+        with contextlib.redirect_stdout(sys.stderr):
+            return parse(self.model, **arguments)
+
     def arguments(self, *, seed: int) -> dict[str, Any]:
         """Give the model's keyword arguments: its settings, and what ``data()`` has for those that are still missing.
 

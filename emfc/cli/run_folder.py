@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from emfc.cli.console import finite_or_none
+from emfc.cli.training_folder import (
+    CONFIGURATION,
+    MANIFEST,
+    METRICS,
+    REPLACED,
+    bring_back,
+    has_unfinished,
+    newest_unfinished,
+    unfinished_hint,
+)
 from emfc.data.atomic import write_text
 from emfc.errors import UserError
 
@@ -20,68 +29,92 @@ if TYPE_CHECKING:
 
     from emfc.flows import EmbeddedModelFlow
 
-__all__ = ["choose_run", "known_image", "load_run", "new_run", "read_metrics", "write_json"]
-
-MANIFEST = "manifest.json"
-METRICS = "metrics.json"
-OURS = {
-    MANIFEST,
-    METRICS,
-    "program.safetensors",
-    "weights.safetensors",
-    "training.safetensors",
-    "history.json",
-    "training.png",
-    "graph.png",
-    "samples.png",
-    "ranked.png",
-    "baseline",
-    "spline",
-    "copula",
-}
+__all__ = [
+    "METRICS",
+    "choose_run",
+    "holds_finished",
+    "known_image",
+    "load_run",
+    "new_run",
+    "read_metrics",
+    "write_json",
+]
 
 
-def choose_run(path: Path | None, name: str, *, overwrite: bool) -> Path:
+def choose_run(path: Path | None, name: str, *, overwrite: bool, resume: bool = False) -> Path:
     """Settle on the run folder before any work is done.
 
     Args:
-        path: What the user asked for, or None for the first free ``runs/NAME``, ``runs/NAME-2``, ...
+        path: What the user asked for, or None for the first free ``runs/NAME``, ``runs/NAME-2``, ..., or, to go on,
+            that of the newest unfinished training.
         name: Name of the program.
         overwrite: Whether a run that is there may be replaced.
+        resume: Whether to go on from an unfinished training; the run that its interruption left may be replaced.
 
     Returns:
         The folder, which may not exist yet.
 
     Raises:
         UserError: Something is there that is no run of ours, or a run that may not be replaced, or nothing can be
-            written there.
+            written there, or there is nothing to go on from.
     """
     if path is None:
-        path, number = Path("runs") / name, 1
-        while path.exists() and not overwrite:
-            number += 1
-            path = Path("runs") / f"{name}-{number}"
+        path = _default_run(name, overwrite=overwrite, resume=resume)
+    elif path.name in ("", ".."):
+        path = path.resolve()
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; --out needs a folder")
     if path.is_dir() and any(path.iterdir()):
-        if not (path / MANIFEST).is_file():
-            raise UserError(f"{path} holds something that is no run of emfc; choose another --out")
-        if not overwrite:
-            raise UserError(f"{path} holds a run already; give --overwrite to replace it, or choose another --out")
+        _require_replaceable(path, overwrite=overwrite, resume=resume)
     above = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
-    if not os.access(above, os.W_OK):
-        raise UserError(f"the run folder {path} cannot be made: {above} may not be written to")
+    for folder in (above, path.absolute().parent):
+        if folder.is_dir() and not os.access(folder, os.W_OK):
+            raise UserError(f"the run folder {path} cannot be made: {folder} may not be written to")
+    if resume and not has_unfinished(path):
+        raise UserError(f"there is no unfinished training of {path} to go on from; leave out --resume to begin one")
     return path
 
 
+def _default_run(name: str, *, overwrite: bool, resume: bool) -> Path:
+    first = path = Path("runs") / name
+    if resume:
+        return newest_unfinished(first) or first
+    number = 1
+    while not overwrite and (path.exists() or has_unfinished(path)):
+        number += 1
+        path = Path("runs") / f"{name}-{number}"
+    return path
+
+
+def _require_replaceable(path: Path, *, overwrite: bool, resume: bool) -> None:
+    if (path / CONFIGURATION).is_file():
+        raise UserError(f"{path} holds a training that did not end; give --out RUN --resume to go on, or another --out")
+    if not (path / MANIFEST).is_file():
+        raise UserError(f"{path} holds something that is no run of emfc; choose another --out")
+    if overwrite or (resume and not holds_finished(path)):
+        return
+    if has_unfinished(path) and not resume and not holds_finished(path):
+        raise UserError(
+            f"{path} holds an interrupted run; give --resume to go on with it, --overwrite to replace it, "
+            "or choose another --out"
+        )
+    raise UserError(f"{path} holds a run already; give --overwrite to replace it, or choose another --out")
+
+
+def holds_finished(path: Path) -> bool:
+    """Whether a folder holds a run whose training came to its end."""
+    return (path / MANIFEST).is_file() and not read_metrics(str(path)).get("interrupted", False)
+
+
 @contextmanager
-def new_run(path: Path) -> Iterator[Path]:
-    """Give a folder beside ``path`` to write a run to; it takes the place of ``path`` when the block ends well.
+def new_run(path: Path, *, inside: Path) -> Iterator[Path]:
+    """Give a folder to write a run to; it takes the place of ``path`` when the block ends well.
 
     Files in a replaced run that are none of ours are carried over.
 
     Args:
         path: The run folder, as `choose_run` gave it.
+        inside: A folder beside ``path``, in which the new run is written and the old one put away.
 
     Yields:
         The folder to write to.
@@ -89,26 +122,21 @@ def new_run(path: Path) -> Iterator[Path]:
     Raises:
         UserError: The operating system refuses to write.
     """
-    token = secrets.token_hex(4)
-    aside = path.with_name(f".{path.name}.{token}.part")
-    old = path.with_name(f".{path.name}.{token}.old")
+    aside, old = inside / "finished", inside / REPLACED
     try:
         try:
-            aside.mkdir(parents=True)
+            shutil.rmtree(aside, ignore_errors=True)
+            bring_back(inside, path)
+            aside.mkdir()
             yield aside
             if path.exists():
                 path.rename(old)
             aside.rename(path)
-            if old.exists():
-                for entry in [entry for entry in old.iterdir() if entry.name not in OURS]:
-                    shutil.move(entry, path / entry.name)
-        except OSError as error:
-            raise UserError(f"cannot write the run folder {path}: {error.strerror or error}") from error
-    finally:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        finally:
+            bring_back(inside, path)
+            shutil.rmtree(aside, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot write the run folder {path}: {error.strerror or error}") from error
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
@@ -124,7 +152,12 @@ def load_run(path: str, *, device: torch.device) -> EmbeddedModelFlow:
     """
     from emfc.flows import load
 
-    flow = load(path, device=device)
+    try:
+        flow = load(path, device=device)
+    except UserError as error:
+        if (Path(path) / MANIFEST).exists():
+            raise
+        raise UserError(f"{error}{unfinished_hint(Path(path))}") from error
     flow.eval()
     return flow
 

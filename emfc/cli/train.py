@@ -74,6 +74,9 @@ def train(
         Path | None, typer.Option("--out", help="Run folder to write; by default a new one in runs/.")
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run that the folder holds.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the training of this run that was interrupted or killed.")
+    ] = False,
     settings: SetOption = None,
     backbone: Annotated[Backbone, typer.Option("--backbone", help="Learned layers around the program.")] = Backbone.maf,
     placement: Annotated[
@@ -142,7 +145,7 @@ def train(
     with numeric_defaults(dtype, seed) as kind:
         loaded = load_program(program, values)
         name = loaded.path.stem if loaded.name == "model" else f"{loaded.path.stem}-{loaded.name}"
-        target = choose_run(out, name, overwrite=overwrite)
+        target = choose_run(out, name, overwrite=overwrite, resume=resume)
         architecture: dict[str, Any] = {
             "backbone": None if backbone is Backbone.none else backbone.value,
             "placement": placement.value,
@@ -172,6 +175,8 @@ def train(
                 fitting=fitting,
                 baseline=baseline,
                 rivals=tuple(dict.fromkeys(choice.value for choice in rival or ())),
+                overwrite=overwrite,
+                resume=resume,
                 as_json=as_json,
             )
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from emfc import __version__
-from emfc.cli.console import print_json, print_table, say
+from emfc.cli.console import print_json, say
 from emfc.cli.contenders import (
     Contender,
     Trained,
@@ -22,22 +24,23 @@ from emfc.cli.contenders import (
     set_start,
 )
 from emfc.cli.examples import ExampleTable, check_support, from_file, from_program, model_input, read_context
+from emfc.cli.fingerprint import digest_of_program, digest_of_values
 from emfc.cli.graph import graph_nodes
-from emfc.cli.pictures import draw_ranks, draw_samples, draw_training
-from emfc.cli.run_folder import METRICS, new_run, write_json
+from emfc.cli.run_folder import METRICS, holds_finished, new_run, write_json
+from emfc.cli.training_folder import MANIFEST, TrainingFolder, training_folder
+from emfc.cli.training_result import PARTS, draw_test, print_result, result_document, write_result
 from emfc.data import Recipe, split_rows
 from emfc.errors import UserError
 from emfc.report import draw_graph, image_shape
 
 if TYPE_CHECKING:
     from emfc.cli.loader import UserProgram
-    from emfc.data import Split, Step
+    from emfc.data import Step
     from emfc.flows import EmbeddedModelFlow
 
 __all__ = ["TrainingRun", "run_training"]
 
 INTERRUPTED = 130
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class TrainingRun:
         fitting: Options of ``fit``.
         baseline: Whether to train the same flow without the program.
         rivals: Further flows to train.
+        overwrite: Whether a run, and what unfinished trainings left, may be replaced.
+        resume: Whether to go on from an unfinished training.
         as_json: Whether to print JSON.
     """
 
@@ -70,6 +75,8 @@ class TrainingRun:
     fitting: dict[str, Any]
     baseline: bool
     rivals: tuple[str, ...]
+    overwrite: bool
+    resume: bool
     as_json: bool
 
     @property
@@ -87,10 +94,32 @@ def run_training(run: TrainingRun) -> int:
         UserError: The data or the options do not fit the program.
         CompileError: The program is refused.
     """
-    from emfc.compiler import compile as compile_program
-    from emfc.compiler import parse
+    with contextlib.redirect_stdout(sys.stderr):
+        trained, result, target = _train(run)
+    if run.as_json:
+        print_json(result)
+    else:
+        print_result(run, trained, result)
+    if not result["interrupted"]:
+        say(f"wrote the run folder {run.target}")
+        return 0
+    told, flags = "", "--resume"
+    if target != run.target:
+        told, flags = f"{run.target} is as it was; ", "--resume --overwrite"
+    say(f"interrupted: the best weights so far are kept in {target}; {told}emfc train with {flags} goes on")
+    return INTERRUPTED
 
-    graph = parse(run.program.model, **run.program.arguments(seed=run.seed))
+
+def _train(run: TrainingRun) -> tuple[list[Trained], dict[str, Any], Path]:
+    """Train and write the run folder; what the program prints is not our result and does not mix with it.
+
+    Returns:
+        The trained flows, the result and the folder that holds them.
+    """
+    from emfc.compiler import compile as compile_program
+    from emfc.flows import save
+
+    graph = run.program.parse(seed=run.seed)
     layer = compile_program(graph, gate=run.gate)
     sites = dict(layer.example_sites)
     image = image_shape(sites, run.image)
@@ -106,35 +135,48 @@ def run_training(run: TrainingRun) -> int:
     flow = _embedded(run, layer, preprocess, 0 if context is None else context.shape[1])
     check_support(table, flow)
     contenders = _contenders(run, graph, flow, training)
-    parts = {
-        name: model_input(table.take(rows), preprocess, dtype=run.fitting["dtype"], seed=run.seed + part)
-        for part, (name, rows) in enumerate(zip(PARTS, split, strict=True))
-    }
+    parts = {name: model_input(table.take(rows), run.fitting["dtype"]) for name, rows in zip(PARTS, split, strict=True)}
     place = {"device": run.fitting["device"], "dtype": run.fitting["dtype"]}
     contexts = {
         name: None if context is None else context[rows].to(**place) for name, rows in zip(PARTS, split, strict=True)
     }
-    trained, interrupted = _train_all(contenders, parts, contexts, run)
-    result = _result(run, trained, split, layer.levels if preprocess is None else None, interrupted)
-    with new_run(run.target) as folder:
-        _write(folder, run, trained, result, image)
-        draw_graph(folder / "graph.png", graph_nodes(graph), title=run.program.title)
-        test = table.take(split.test).flat
-        first = trained[0].contender.flow
-        draw_samples(
-            folder / "samples.png", first, test, context=contexts["test"], image=image, title=run.program.title
+    configuration = _configuration(run, layer, table, context)
+    shape = None if image is None else f"{image[0]}x{image[1]}"
+    with training_folder(run.target, configuration, resume=run.resume, overwrite=run.overwrite) as work:
+        if not (work.path / MANIFEST).is_file():
+            save(flow, work.path)
+            write_json(work.path / METRICS, {"emfc": __version__, "image": shape})
+        trained, failed, interrupted = _train_all(contenders, parts, contexts, run, work)
+        untouched = interrupted and holds_finished(run.target)
+        target = work.path if untouched else run.target
+        result = result_document(
+            run, trained, split, levels=layer.levels if preprocess is None else None, target=target
         )
-        if image is not None:
-            draw_ranks(folder / "ranked.png", test, trained[0].log_prob, rows=split.test.tolist(), image=image)
-    if run.as_json:
-        print_json(result)
-    else:
-        _print(run, trained, result)
-    if interrupted:
-        say(f"interrupted: the best weights so far are kept in {run.target}")
-        return INTERRUPTED
-    say(f"wrote the run folder {run.target}")
-    return 0
+        result |= {"interrupted": interrupted} | ({"failed": failed} if failed else {})
+        work.keep = interrupted
+        if not untouched:
+            with new_run(run.target, inside=work.path) as folder:
+                write_result(folder, run, trained, result, shape)
+                draw_graph(folder / "graph.png", graph_nodes(graph), title=run.program.title)
+                test = table.take(split.test)
+                draw_test(folder, trained[0], test.flat, split.test, contexts["test"], image, title=run.program.title)
+    return trained, result, target
+
+
+def _configuration(run: TrainingRun, layer: Any, table: ExampleTable, context: Tensor | None) -> dict[str, Any]:
+    """What must be the same to go on from an unfinished training; where it is computed may change."""
+    options = {key: value for key, value in run.fitting.items() if key != "device"}
+    return {
+        "program": run.program.title,
+        **{f"--set {key}": value for key, value in run.program.settings.items()},
+        **{key: value if isinstance(value, (int, float)) else str(value) for key, value in options.items()},
+        **run.architecture,
+        "gate": run.gate,
+        "preprocess": run.recipe.text if run.recipe else None,
+        "program_digest": digest_of_program(layer.program),
+        "data": digest_of_values(table.values),
+        "context": None if context is None else digest_of_values({"context": context}),
+    }
 
 
 def _preprocess(run: TrainingRun, graph: Any, training: ExampleTable) -> Step | None:
@@ -179,80 +221,35 @@ def _contenders(run: TrainingRun, graph: Any, flow: EmbeddedModelFlow, training:
 
 
 def _train_all(
-    contenders: Sequence[Contender], parts: dict[str, Any], contexts: dict[str, Tensor | None], run: TrainingRun
-) -> tuple[list[Trained], bool]:
-    """Train one after the other; Ctrl-C keeps what is trained so far."""
+    contenders: Sequence[Contender],
+    parts: dict[str, Any],
+    contexts: dict[str, Tensor | None],
+    run: TrainingRun,
+    work: TrainingFolder,
+) -> tuple[list[Trained], dict[str, str], bool]:
+    """Train one after the other; neither Ctrl-C nor a rival that diverges costs what is trained so far.
+
+    Returns:
+        The trained flows, why others could not be trained, and whether Ctrl-C ended it.
+    """
+    from emfc.training import DivergenceError
+
     trained: list[Trained] = []
+    failed: dict[str, str] = {}
     try:
         for contender in contenders:
-            trained.append(measure(contender, parts, contexts, run.fitting))
+            try:
+                trained.append(measure(contender, parts, contexts, run.fitting, work))
+            except DivergenceError as error:
+                if not trained:
+                    raise
+                failed[contender.key] = str(error)
+                say(f"the {contender.title} could not be trained: {error}")
+                continue
             if trained[-1].result.interrupted:
-                return trained, True
+                return trained, failed, True
     except KeyboardInterrupt:
         if not trained:
             raise
-        return trained, True
-    return trained, False
-
-
-def _result(
-    run: TrainingRun, trained: Sequence[Trained], split: Split, levels: list[int] | None, interrupted: bool
-) -> dict[str, Any]:
-    first, *others = (row.metrics(first=trained[0], levels=levels) for row in trained)
-    result = {
-        "program": run.program.title,
-        "run": str(run.target),
-        **first,
-        "rows": {name: len(rows) for name, rows in zip(PARTS, split, strict=True)},
-        "interrupted": interrupted,
-    }
-    for row, metrics in zip(trained[1:], others, strict=True):
-        result[row.contender.key] = {**metrics, "run": str(run.target / row.contender.key)}
-    return result
-
-
-def _write(folder: Path, run: TrainingRun, trained: Sequence[Trained], result: dict[str, Any], image: Any) -> None:
-    from emfc.flows import save
-
-    save(trained[0].contender.flow, folder)
-    for row in trained[1:]:
-        save(row.contender.flow, folder / row.contender.key)
-    histories = {row.contender.key: [asdict(epoch) for epoch in row.result.history] for row in trained}
-    write_json(folder / "history.json", histories)
-    settings = {
-        "settings": dict(run.program.settings),
-        "preprocess": run.recipe.text if run.recipe else None,
-        "gate": run.gate,
-        **run.architecture,
-        **{
-            key: value if isinstance(value, (int, float, type(None))) else str(value)
-            for key, value in run.fitting.items()
-        },
-    }
-    shape = None if image is None else f"{image[0]}x{image[1]}"
-    write_json(folder / METRICS, {"emfc": __version__, **result, "options": settings, "image": shape})
-    draw_training(folder / "training.png", {row.contender.title: row.result.history for row in trained})
-
-
-def _print(run: TrainingRun, trained: Sequence[Trained], result: dict[str, Any]) -> None:
-    unit = "test_nll_unit" in result
-    columns = [("flow", "left"), ("test NLL (nats)", "right")]
-    columns += [("in [0,1]^D (nats)", "right"), ("bits/dim", "right")] if unit else []
-    columns += [("worse by (nats)", "right")] if len(trained) > 1 else []
-    columns += [("parameters", "right"), ("epochs", "right"), ("seconds", "right")]
-    rows = []
-    for index, row in enumerate(trained):
-        found = result if index == 0 else result[row.contender.key]
-        cells = [row.contender.title, _plus_minus(found["test_nll"], found["test_nll_se"])]
-        if unit:
-            cells += [_plus_minus(found["test_nll_unit"], found["test_nll_unit_se"]), f"{found['bits_per_dim']:.3f}"]
-        if len(trained) > 1:
-            cells.append(_plus_minus(found["difference"], found["difference_se"]) if index else "-")
-        rows.append([*cells, f"{found['parameters']:,}", str(found["epochs"]), f"{found['seconds']:.1f}"])
-    count = result["rows"]
-    told = f"{count['train']} training, {count['validation']} validation and {count['test']} test rows"
-    print_table(columns, rows, title=f"{run.program.title}: {told}")
-
-
-def _plus_minus(value: float, error: float) -> str:
-    return f"{value:.2f} ± {error:.2f}"
+        return trained, failed, True
+    return trained, failed, False

@@ -220,10 +220,14 @@ class EmbeddedModelFlow(nn.Module):
         Discrete sites get fresh uniform noise (dequantisation).
         """
         packed: Tensor = self.layer.pack(mapping, generator=generator)
+        if self.preprocess is not None:
+            packed = self.preprocess.pack(packed, generator=generator)
         return packed
 
     def unpack(self, value: Tensor) -> dict[str, Tensor]:
         """Returns the mapping from site name to values of examples ``[*, D]``."""
+        if self.preprocess is not None:
+            value = self.preprocess.unpack(value)
         unpacked: dict[str, Tensor] = self.layer.unpack(value)
         return unpacked
 

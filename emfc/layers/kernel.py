@@ -12,9 +12,9 @@ from torch.distributions import Distribution
 
 from emfc.layers.batching import apply_step, cast
 from emfc.layers.readers import Environment, Layout, Picker, Reader
-from emfc.passes.classify import SiteClass
+from emfc.passes.classify import SiteClass, batch_ranks
 from emfc.passes.slices import Gather, Load, Step
-from emfc.program.ir import Addresses, Specification
+from emfc.program.ir import Addresses
 from emfc.program.specification import build
 
 __all__ = ["Kernel", "View"]
@@ -57,7 +57,7 @@ class Kernel:
         self.gathers = {
             place: Picker(value.indices) for place, value in enumerate(held.slice.values) if isinstance(value, Gather)
         }
-        self.batch_ranks = _batch_ranks(held.specification, len(held.shape))
+        self.batch_ranks = batch_ranks(held.specification, len(held.shape))
         self.full = self.view(range(len(held.sites)))
 
     def view(self, rows: Sequence[int], columns: Addresses | None = None) -> View:
@@ -110,19 +110,3 @@ class Kernel:
             return picker(flat[0])
         sizes = torch.broadcast_shapes(*(piece.shape[:lead] for piece in flat))
         return picker(torch.cat([piece.expand(*sizes, piece.shape[-1]) for piece in flat], -1))
-
-
-def _batch_ranks(specification: Specification, rank: int, prefix: str = "") -> dict[str, int]:
-    """For each parameter the number of dimensions, after the leading ones, that belong to the site's batch."""
-    leaf = specification
-    while leaf.family in ("TransformedDistribution", "MixtureSameFamily"):
-        leaf = leaf.children["base" if leaf.family == "TransformedDistribution" else "component"]
-    batch = rank - int(leaf.options.get("event_dim", 0))
-
-    def paths(held: Specification, start: str) -> list[str]:
-        found = [start + name for name in held.parameters]
-        for name, child in held.children.items():
-            found.extend(paths(child, f"{start}{name}."))
-        return found
-
-    return {path: batch for path in paths(specification, prefix)}

@@ -15,7 +15,7 @@ import numpy as np
 from emfc.passes.slices import Load, OutputTable, Slice, Step, output_table, slice_operands
 from emfc.program.ir import Addresses, Program, SiteRecord, Specification
 
-__all__ = ["SiteClass", "classify", "slice_sites"]
+__all__ = ["SiteClass", "batch_ranks", "classify", "flatten_paths", "slice_sites"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,10 +47,26 @@ def flatten_paths(specification: Specification, prefix: str = "") -> list[str]:
     return paths
 
 
+def batch_ranks(specification: Specification, rank: int) -> dict[str, int]:
+    """For each operand by path how many of its first dimensions belong to the batch of a site of rank `rank`."""
+    leaf = specification
+    while leaf.family in ("TransformedDistribution", "MixtureSameFamily"):
+        leaf = leaf.children["base" if leaf.family == "TransformedDistribution" else "component"]
+    return dict.fromkeys(flatten_paths(specification), rank - int(leaf.options.get("event_dim", 0)))
+
+
 def slice_sites(program: Program) -> list[Slice]:
     """The slice of every site, in program order."""
     table: OutputTable = output_table(program)
-    return [slice_operands(program, list(site.specification.operands()), table) for site in program.sites]
+    return [
+        slice_operands(
+            program,
+            list(site.specification.operands()),
+            list(batch_ranks(site.specification, len(site.shape)).values()),
+            table,
+        )
+        for site in program.sites
+    ]
 
 
 def classify(program: Program, slices: list[Slice], *, merge: bool = True) -> list[SiteClass]:

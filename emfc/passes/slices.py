@@ -111,9 +111,14 @@ class _Slicer:
         return np.searchsorted(self.starts, flat, side="right") - 1, flat
 
 
-def _shrink(addresses: Addresses) -> Addresses:
-    """Cut dimensions along which addresses repeat to size one, so that broadcasting does what expansion did."""
-    for axis, size in enumerate(addresses.shape):
+def _shrink(addresses: Addresses, dims: int | None = None) -> Addresses:
+    """Cut dimensions along which addresses repeat to size one, so that broadcasting does what expansion did.
+
+    Args:
+        addresses: Of an operand.
+        dims: How many of the first dimensions may be cut; the others are an event, whose size has a meaning.
+    """
+    for axis, size in enumerate(addresses.shape[:dims]):
         if size > 1:
             first = addresses.take([0], axis=axis)
             if (addresses == first).all():
@@ -132,17 +137,24 @@ def output_table(program: Program) -> OutputTable:
     return np.array(starts, dtype=np.int64), owners
 
 
-def slice_operands(program: Program, operands: Sequence[Operand], table: OutputTable) -> Slice:
+def slice_operands(
+    program: Program, operands: Sequence[Operand], batch_ranks: Sequence[int], table: OutputTable
+) -> Slice:
     """The smallest straight-line program that computes some operands from values of constants, parameters and sites.
 
     Args:
         program: The program.
-        operands: What to compute; expanded dimensions come out with size one.
+        operands: What to compute.
+        batch_ranks: For each operand how many of its first dimensions are batch; where expanded, these come out with
+            size one.
         table: The result of `output_table` for the program.
     """
     starts, owners = table
     slicer = _Slicer(program, starts)
-    wanted = [Operand(_shrink(operand.addresses), operand.dtype) for operand in operands]
+    wanted = [
+        Operand(_shrink(operand.addresses, dims), operand.dtype)
+        for operand, dims in zip(operands, batch_ranks, strict=True)
+    ]
     needed: dict[int, list[Mask]] = {}
 
     def mark(addresses: Addresses) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from emfc.training.evaluation import Evaluation, evaluate, log_prob
-from emfc.training.fitting import FitResult, fit
+from emfc.training.fitting import DivergenceError, FitResult, fit
 from emfc.training.progress import (
     BarProgress,
     EpochRow,
@@ -15,6 +15,7 @@ from emfc.training.progress import (
 
 __all__ = [
     "BarProgress",
+    "DivergenceError",
     "EpochRow",
     "Evaluation",
     "FitResult",

@@ -19,16 +19,18 @@ from emfc.errors import UserError
 from emfc.flows.files import write_bytes
 from emfc.flows.storage import save as save_flow
 
-__all__ = ["Checkpoint", "TrainingState", "load_state"]
+__all__ = ["Checkpoint", "TrainingState", "load_state", "read_state"]
 
 FILE = "training.safetensors"
 FORMAT = 1
+SHARE = 20
+LONGEST = 12
 
 
 class TrainingState(BaseModel):
-    """Where a training stands after an epoch, without its tensors."""
+    """Where a training stands after an epoch, without its tensors; losses may be infinite."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="constants")
 
     format: int = FORMAT
     seed: int
@@ -43,6 +45,7 @@ class TrainingState(BaseModel):
     diverged: int
     average_steps: int
     history: list[dict[str, float]]
+    seconds: float = 0.0
 
 
 class Checkpoint:
@@ -52,28 +55,44 @@ class Checkpoint:
 
     Args:
         path: The run folder.
-        every: Seconds that lie at least between two writes.
+        every: Seconds that lie at least between two writes; up to twelve times as many where a write takes long.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, every: float = 5.0) -> None:
         self.path = Path(path)
         self.every = every
         self._last = -float("inf")
+        self._pause = every
 
     def due(self) -> bool:
         """Returns whether enough time has gone since the last write."""
-        return time.monotonic() - self._last >= self.every
+        return time.monotonic() - self._last >= self._pause
 
-    def write(self, flow: Any, best: Mapping[str, Tensor], state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
-        """Writes the flow with its best weights, then the state.
+    def write(
+        self, flow: Any, best: Mapping[str, Tensor] | None, state: TrainingState, tensors: Mapping[str, Tensor]
+    ) -> None:
+        """Writes the flow with its best weights (None where those of the last write still are), then the state.
 
         Raises:
-            UserError: If the folder cannot be written.
+            UserError: If the folder cannot be written; what was written before is still there.
         """
-        save_flow(flow, self.path, state=best)
+        began = time.monotonic()
+        if best is not None or not self.path.is_dir():
+            save_flow(flow, self.path, state=best)
         held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         write_bytes(self.path / FILE, save(held, metadata={"state": state.model_dump_json()}))
         self._last = time.monotonic()
+        self._pause = max(self.every, min(SHARE * (self._last - began), LONGEST * self.every))
+
+
+def read_state(path: str | os.PathLike[str]) -> TrainingState | None:
+    """Reads how far the training in a folder has come; None if the folder holds none.
+
+    Raises:
+        UserError: If the file is damaged or of a newer version.
+    """
+    found = _read(Path(path) / FILE, device=None)
+    return None if found is None else found[0]
 
 
 def load_state(path: str | os.PathLike[str], *, device: torch.device) -> tuple[TrainingState, dict[str, Tensor]] | None:
@@ -82,7 +101,11 @@ def load_state(path: str | os.PathLike[str], *, device: torch.device) -> tuple[T
     Raises:
         UserError: If the file is damaged or of a newer version.
     """
-    file = Path(path) / FILE
+    return _read(Path(path) / FILE, device=device)
+
+
+def _read(file: Path, *, device: torch.device | None) -> tuple[TrainingState, dict[str, Tensor]] | None:
+    """Reads the state, and its tensors if a device is given."""
     if not file.is_file():
         return None
     try:
@@ -91,7 +114,8 @@ def load_state(path: str | os.PathLike[str], *, device: torch.device) -> tuple[T
             if isinstance(document.get("format"), int) and document["format"] > FORMAT:
                 raise UserError(f"{file} was written by a newer emfc; update emfc to go on from it")
             state = TrainingState.model_validate(document)
-            tensors = {name: content.get_tensor(name).to(device) for name in content.keys()}
+            names = content.keys() if device is not None else ()
+            tensors = {name: content.get_tensor(name).to(device) for name in names}
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError, ValidationError, AttributeError) as error:
         raise UserError(f"{file} is damaged and cannot be gone on from; remove it to start again") from error
     return state, tensors

@@ -88,19 +88,19 @@ class Examples:
         order = order.to(device)
         return self.take(order[count:].sort().values), self.take(order[:count].sort().values)
 
-    @property
-    def needs_packing(self) -> bool:
-        """Whether the data are a mapping, whose discrete sites get fresh noise each time."""
-        return not isinstance(self.data, Tensor)
-
     def packed(self, flow: Any, *, seed: int) -> Tensor:
-        """Returns the examples ``[rows, D]``; the noise of a mapping's discrete sites is that of the seed."""
+        """Returns the examples ``[rows, D]``; the noise of a mapping's whole numbers is that of the seed.
+
+        The values of a mapping are raw: what the flow's preprocessing does where data come in is done here too.
+        """
         if isinstance(self.data, Tensor):
             return self.data
         device = next(iter(self.data.values())).device
         generator = torch.Generator(device=device).manual_seed(seed)
-        packed: Tensor = flow.pack(self.data, generator=generator)
-        return packed.to(flow.noise_reference)
+        packed: Tensor = flow.layer.pack(self.data, generator=generator).to(flow.noise_reference)
+        if flow.preprocess is not None:
+            packed = flow.preprocess.pack(packed, generator=generator)
+        return packed
 
 
 def batches(rows: int, batch_size: int, *, generator: torch.Generator) -> Iterator[Tensor]:

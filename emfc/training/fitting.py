@@ -17,13 +17,17 @@ from emfc.training.loop import Trainer
 from emfc.training.progress import EpochRow, SilentProgress, TrainingProgress
 from emfc.training.settings import Settings
 
-__all__ = ["FitResult", "fit"]
+__all__ = ["DivergenceError", "FitResult", "fit"]
 
 DEFAULT_STEPS = 4000
 FEWEST_EPOCHS = 30
 MOST_EPOCHS = 300
 DEFAULT_DROPOUT = 0.1
 FEW_ROWS = 10
+
+
+class DivergenceError(UserError):
+    """Training diverged again and again without improving on its start."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,9 @@ def fit(
 
     Args:
         flow: The flow; trained in place.
-        data: Examples ``[rows, D]``, taken as they are, or a mapping from site name to values ``[rows, *site_shape]``,
-            whose discrete sites get fresh dequantisation noise in every epoch.
+        data: Examples ``[rows, D]``, taken as they are, or a mapping from site name to raw values
+            ``[rows, *site_shape]``, which get fresh dequantisation noise in every epoch: discrete sites always, others
+            where the flow's preprocessing dequantises.
         context: Contexts ``[rows, C]`` of a conditional flow.
         validation: Validation rows, in the same form; left out, a random part of the data.
         validation_context: Their contexts.
@@ -120,15 +125,17 @@ def fit(
         device: Where to train; the flow is moved there and stays there.
         dtype: Floating-point type to train in; the flow is changed to it.
         progress: What to show; nothing if left out. See ``make_progress``.
-        checkpoint: A run folder into which improved weights are written as training goes on.
+        checkpoint: A run folder that holds the best weights so far, and the state of the training, as it goes on.
         checkpoint_every: Seconds that lie at least between two writes.
-        resume: Whether to go on from what that folder holds, if it holds anything.
+        resume: Whether to go on from what that folder holds, if it holds anything; given the same data and options, the
+            result is that of a training without a break.
 
     Returns:
         The result, whose ``flow`` is the flow given.
 
     Raises:
-        UserError: If the data do not fit the flow (says which rows), or if training cannot be kept from diverging.
+        UserError: If the data do not fit the flow (says which rows), if training cannot be kept from diverging, or if
+            the checkpoint cannot be written (the flow then has its best weights so far, and the one before is kept).
         ValueError: If an option has no meaning.
 
     Example:
@@ -194,7 +201,7 @@ def fit(
             trainer.resume()
         outcome = trainer.run()
     if outcome.stopped == "diverged" and outcome.best_epoch == 0:
-        raise UserError(
+        raise DivergenceError(
             f"training diverged {outcome.diverged} times without improving on the start; "
             f"lower learning_rate (now {learning_rate:g}) or check the scale of the data"
         )

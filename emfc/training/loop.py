@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from emfc.errors import UserError
 from emfc.training.checkpoint import Checkpoint, TrainingState, load_state
@@ -18,6 +18,7 @@ from emfc.training.examples import Examples, batches
 from emfc.training.optimiser import WeightAverage, make_optimiser, schedule
 from emfc.training.progress import EpochRow, TrainingProgress
 from emfc.training.settings import Outcome, Settings
+from emfc.training.snapshot import Snapshot
 
 __all__ = ["Trainer"]
 
@@ -72,29 +73,26 @@ class Trainer:
         self.initial_nll = math.inf
         self.lowest_train_nll = math.inf
         self.parameters = self.average.parameters
-        self.best = self._live()
-        self.good = (self._live(), self.average.state())
-        self._unsaved = False
+        self.best = [parameter.detach().clone() for parameter in self.parameters]
+        self.good = self._snapshot()
+        self._improved = False
+        self._began = time.perf_counter()
+        self._seconds_before = 0.0
         self.steps_per_epoch = -(-train.rows // settings.batch_size)
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
         """Trains until the epochs or the patience end, or Ctrl-C; leaves the best weights in the flow."""
-        began = time.perf_counter()
+        self._began = time.perf_counter()
         was_training = self.flow.training
         with self.progress:
             try:
                 self.flow.train()
                 self.flow.set_dropout(self.settings.dropout)
                 self._begin()
-                while self.epoch < self.settings.epochs:
+                while not self._ended():
                     self._one_epoch()
-                    if self.outcome.stopped == "diverged":
-                        break
-                    if self.epoch - self.outcome.best_epoch >= self.settings.patience:
-                        self.outcome.stopped = "patience"
-                        break
             except KeyboardInterrupt:
                 self.outcome.stopped = "interrupted"
                 self.progress.remark(f"interrupted: keeping the weights of epoch {self.outcome.best_epoch}")
@@ -102,15 +100,30 @@ class Trainer:
                 self._put(self.best)
                 self.flow.set_dropout(0.0)
                 self.flow.train(was_training)
-        if self.checkpoint is not None and self._unsaved:
-            self._write()
-        self.outcome.seconds += time.perf_counter() - began
+        self.outcome.seconds = self._seconds()
+        self._write()
         return self.outcome
 
     def _begin(self) -> None:
         self.progress.start(self.settings.epochs, done=self.epoch)
         if self.epoch == 0:
             self.initial_nll = self.outcome.best_nll = self._validate()
+        else:
+            self.progress.remark(f"going on from epoch {self.epoch}")
+
+    def _ended(self) -> bool:
+        """Whether nothing is left to do, which the outcome then says why."""
+        if self.outcome.diverged > self.settings.max_divergences:
+            self.outcome.stopped = "diverged"
+        elif self.epoch - self.outcome.best_epoch >= self.settings.patience:
+            self.outcome.stopped = "patience"
+        else:
+            return self.epoch >= self.settings.epochs
+        return True
+
+    def _seconds(self) -> float:
+        """Duration so far, that of the part before an interruption included."""
+        return self._seconds_before + time.perf_counter() - self._began
 
     def _one_epoch(self) -> None:
         began = time.perf_counter()
@@ -119,14 +132,14 @@ class Trainer:
         except _Diverged as error:
             self._go_back(str(error))
             return
-        self.epoch += 1
         self.lowest_train_nll = min(self.lowest_train_nll, train_nll)
-        self.good = (self._live(), self.average.state())
+        self.good, self.epoch = self._snapshot(), self.epoch + 1
         outcome = self.outcome
         if validation_nll < outcome.best_nll or not math.isfinite(outcome.best_nll):
-            self.best = self.average.state() if self.settings.averaging else self._live()
+            best = self.good.average if self.settings.averaging else self.good.live
+            self.best = [tensor.clone() for tensor in best]
             outcome.best_nll, outcome.best_epoch = validation_nll, self.epoch
-            self._unsaved = True
+            self._improved = True
         seconds = time.perf_counter() - began
         row = EpochRow(
             epoch=self.epoch,
@@ -138,7 +151,7 @@ class Trainer:
         )
         outcome.history.append(row)
         self.progress.epoch(row, best=outcome.best_nll)
-        if self.checkpoint is not None and self._unsaved and self.checkpoint.due():
+        if self.checkpoint is not None and self.checkpoint.due():
             self._write()
 
     def _pass_over_data(self) -> tuple[float, float]:
@@ -190,16 +203,14 @@ class Trainer:
 
     def _go_back(self, reason: str) -> None:
         """Returns to the last good weights with half the learning rate, or ends the training."""
-        live, average = self.good
-        self._put(live)
-        self.average.restore(average)
+        self.good.optimiser.clear()
         self.optimiser = self._new_optimiser()
+        self.good.restore(self.average, self.optimiser)
         self.step = self.epoch * self.steps_per_epoch
         self.rate_scale *= 0.5
         self.outcome.diverged += 1
         rate = self.settings.learning_rate * self.rate_scale
         if self.outcome.diverged > self.settings.max_divergences:
-            self.outcome.stopped = "diverged"
             self.progress.remark(f"{reason}; training ends with the weights of epoch {self.outcome.best_epoch}")
         else:
             self.progress.remark(f"{reason}; going back to epoch {self.epoch} with learning rate {rate:.3g}")
@@ -214,8 +225,8 @@ class Trainer:
             program_factor=settings.program_factor,
         )
 
-    def _live(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.parameters]
+    def _snapshot(self) -> Snapshot:
+        return Snapshot.take(self.average, None if self.checkpoint is None else self.optimiser)
 
     @torch.no_grad()
     def _put(self, weights: list[Tensor]) -> None:
@@ -224,20 +235,16 @@ class Trainer:
 
     # ---- disk ----------------------------------------------------------------------------------------------------
 
-    def _names(self) -> list[str]:
-        return [name for name, parameter in self.flow.named_parameters() if parameter.requires_grad]
+    def _named(self) -> list[tuple[str, nn.Parameter]]:
+        return [(name, parameter) for name, parameter in self.flow.named_parameters() if parameter.requires_grad]
 
     def _write(self) -> None:
+        """Writes where the training stood at the end of its last good epoch, if there is a place for it."""
         if self.checkpoint is None:
             return
-        names = self._names()
-        live, average = self.good
-        tensors = {}
-        for kind, values in (("best", self.best), ("live", live), ("average", average)):
-            tensors.update({f"{kind}.{name}": value for name, value in zip(names, values, strict=True)})
-        for index, parameter in enumerate(self.parameters):
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                tensors[f"optimiser.{names[index]}.{key}"] = torch.as_tensor(value)
+        names = [name for name, _ in self._named()]
+        best = dict(zip(names, self.best, strict=True))
+        tensors = {f"best.{name}": value for name, value in best.items()} | self.good.tensors(names)
         state = TrainingState(
             seed=self.settings.seed,
             epochs=self.settings.epochs,
@@ -249,47 +256,42 @@ class Trainer:
             lowest_train_nll=self.lowest_train_nll,
             rate_scale=self.rate_scale,
             diverged=self.outcome.diverged,
-            average_steps=self.average.steps,
+            average_steps=self.good.average_steps,
             history=[asdict(row) for row in self.outcome.history],
+            seconds=self._seconds(),
         )
-        self.checkpoint.write(self.flow, dict(zip(names, self.best, strict=True)), state, tensors)
-        self._unsaved = False
+        self.checkpoint.write(self.flow, best if self._improved else None, state, tensors)
+        self._improved = False
 
     def resume(self) -> None:
         """Takes up the state that the checkpoint folder holds; begins anew if it holds none.
 
         Raises:
-            UserError: If the state is damaged, or is that of another flow.
+            UserError: If the state is damaged, or is that of another flow or of another seed.
         """
         if self.checkpoint is None:
             return
-        found = load_state(self.checkpoint.path, device=self.validation.device)
+        path = self.checkpoint.path
+        found = load_state(path, device=self.validation.device)
         if found is None:
             return
         state, tensors = found
-        names = self._names()
-        for kind in ("best", "live", "average"):
-            for name, parameter in zip(names, self.parameters, strict=True):
+        if state.seed != self.settings.seed:
+            raise UserError(f"{path} holds a training of seed {state.seed}, not {self.settings.seed}; give that seed")
+        named = self._named()
+        for name, parameter in named:
+            for kind in ("best", "live", "average"):
                 saved = tensors.get(f"{kind}.{name}")
                 if saved is None or saved.shape != parameter.shape:
-                    raise UserError(f"{self.checkpoint.path} holds the training of another flow; choose another folder")
-        self.best = [tensors[f"best.{name}"].to(p.dtype) for name, p in zip(names, self.parameters, strict=True)]
-        live = [tensors[f"live.{name}"].to(p.dtype) for name, p in zip(names, self.parameters, strict=True)]
-        average = [tensors[f"average.{name}"].to(p.dtype) for name, p in zip(names, self.parameters, strict=True)]
-        self._put(live)
-        self.average.restore(average)
-        self.average.steps = state.average_steps
-        self.good = (live, average)
-        for name, parameter in zip(names, self.parameters, strict=True):
-            prefix = f"optimiser.{name}."
-            entry = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            if entry:
-                self.optimiser.state[parameter] = {
-                    key: value if key == "step" else value.to(parameter.dtype) for key, value in entry.items()
-                }
+                    raise UserError(f"{path} holds the training of another flow; choose another folder")
+        self.best = [tensors[f"best.{name}"].to(parameter.dtype) for name, parameter in named]
+        self.good = Snapshot.of(tensors, named, average_steps=state.average_steps)
+        self.good.restore(self.average, self.optimiser)
         self.epoch, self.step = state.epoch, state.step
         self.initial_nll, self.lowest_train_nll = state.initial_nll, state.lowest_train_nll
         self.rate_scale = state.rate_scale
+        self._seconds_before = state.seconds
+        self._improved = True
         self.outcome = Outcome(
             history=[EpochRow(**row) for row in state.history],  # type: ignore[arg-type]
             best_epoch=state.best_epoch,

@@ -119,9 +119,9 @@ class BarProgress(SilentProgress):
     def __init__(self, console: Console | None = None) -> None:
         self.bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=12),
             MofNCompleteColumn(),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             TextColumn("{task.fields[figures]}"),
             console=console or Console(stderr=True),
         )
@@ -140,7 +140,7 @@ class BarProgress(SilentProgress):
         self.bar.update(self._task, total=epochs, completed=done)
 
     def epoch(self, row: EpochRow, *, best: float) -> None:
-        self.bar.update(self._task, completed=row.epoch, figures=_figures(row, best))
+        self.bar.update(self._task, completed=row.epoch, figures=_short_figures(row, best))
 
     def remark(self, text: str) -> None:
         self.bar.console.print(text, markup=False, highlight=False)
@@ -154,6 +154,10 @@ def make_progress(show: bool | None = None, *, stream: TextIO | None = None) -> 
     if stream.isatty():
         return BarProgress(Console(file=stream))
     return LineProgress(stream)
+
+
+def _short_figures(row: EpochRow, best: float) -> str:
+    return f"validation {row.validation_nll:.2f}  best {best:.2f}  {row.examples_per_second:,.0f}/s"
 
 
 def _figures(row: EpochRow, best: float) -> str:

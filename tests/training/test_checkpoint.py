@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import math
+import os
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -10,7 +14,7 @@ import torch
 from emfc.errors import UserError
 from emfc.flows import EmbeddedModelFlow, load
 from emfc.training import SilentProgress, evaluate, fit
-from emfc.training.checkpoint import Checkpoint
+from emfc.training.checkpoint import Checkpoint, TrainingState, read_state
 
 
 def _model(length):
@@ -94,3 +98,88 @@ def test_damaged_and_foreign_states_are_told(tmp_path):
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="is damaged"):
         fit(_flow(), _data(), checkpoint=tmp_path / "run", resume=True, **OPTIONS)
+
+
+def test_another_seed_is_refused(tmp_path):
+    fit(_flow(), _data(), checkpoint=tmp_path / "run", **OPTIONS)
+    with pytest.raises(UserError, match="of seed 0, not 1"):
+        fit(_flow(), _data(), checkpoint=tmp_path / "run", resume=True, seed=1, **OPTIONS)
+
+
+class _Interrupted(SilentProgress):
+    """Ctrl-C in the middle of an epoch, some steps after its start."""
+
+    def __init__(self, at: int, flow: EmbeddedModelFlow) -> None:
+        self.at, self.calls, self.flow = at, 0, flow
+        flow.register_forward_pre_hook(self._step)
+
+    def _step(self, module, arguments):
+        if self.at < 0 and module.training:
+            self.calls += 1
+            if self.calls == 3:
+                raise KeyboardInterrupt
+
+    def epoch(self, row, *, best):
+        if row.epoch == self.at:
+            self.at = -1
+
+
+def test_ctrl_c_within_an_epoch_goes_back_to_its_start(tmp_path):
+    held_out = _data(1)
+    options = {**OPTIONS, "dropout": 0.2, "checkpoint_every": 1000.0}
+    whole = fit(_flow(), _data(), validation=held_out, **options)
+    flow = _flow()
+    stopped = fit(
+        flow, _data(), validation=held_out, checkpoint=tmp_path / "run", progress=_Interrupted(5, flow), **options
+    )
+    assert stopped.interrupted
+    assert stopped.epochs == 5
+    resumed = fit(_flow(), _data(), validation=held_out, checkpoint=tmp_path / "run", resume=True, **options)
+    assert [row.train_nll for row in resumed.history] == [row.train_nll for row in whole.history]
+    assert [row.validation_nll for row in resumed.history] == [row.validation_nll for row in whole.history]
+    assert resumed.seconds > stopped.seconds
+
+
+def test_a_training_that_ran_out_of_patience_has_ended(tmp_path):
+    options = {**OPTIONS, "epochs": 60, "patience": 2, "learning_rate": 5e-2}
+    first = fit(_flow(), _data()[:60], checkpoint=tmp_path / "run", **options)
+    assert first.stopped == "patience"
+    again = fit(_flow(), _data()[:60], checkpoint=tmp_path / "run", resume=True, **options)
+    assert again.stopped == "patience"
+    assert again.history == first.history
+
+
+def test_losses_that_are_not_finite_can_be_stored(tmp_path):
+    state = TrainingState(
+        seed=0,
+        epochs=3,
+        epoch=1,
+        step=4,
+        best_epoch=0,
+        best_nll=math.inf,
+        initial_nll=math.nan,
+        lowest_train_nll=1.5,
+        rate_scale=1.0,
+        diverged=0,
+        average_steps=4,
+        history=[],
+    )
+    Checkpoint(tmp_path / "run").write(_flow(), None, state, {"best.x": torch.ones(2)})
+    found = read_state(tmp_path / "run")
+    assert found is not None
+    assert found.best_nll == math.inf
+    assert math.isnan(found.initial_nll)
+    assert load(tmp_path / "run").dim == 4
+
+
+def test_a_disk_that_fills_keeps_the_checkpoint_before(tmp_path, monkeypatch):
+    fit(_flow(), _data(), checkpoint=tmp_path / "run", **OPTIONS)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+
+    def fsync(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(UserError, match="No space left on device"):
+        fit(_flow(), _data(), checkpoint=tmp_path / "run", **OPTIONS)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before

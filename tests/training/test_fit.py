@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from emfc.data import Chain, Dequantise, Logit, Scale
 from emfc.errors import UserError
 from emfc.flows import EmbeddedModelFlow
 from emfc.training import SilentProgress, evaluate, fit, log_prob
@@ -93,6 +94,29 @@ def test_fresh_noise_each_epoch_for_integers_only():
     assert len(training) >= 3
     assert not torch.equal(training[-1], training[-2])
     assert torch.equal(training[-1].floor(), training[-2].floor())
+
+
+def test_raw_values_are_dequantised_afresh_where_the_preprocessing_does():
+    seen: list[torch.Tensor] = []
+
+    class Watched(Dequantise):
+        def pack(self, x, *, generator=None):
+            seen.append(super().pack(x, generator=generator))
+            return seen[-1]
+
+    counts = torch.randint(0, 256, (50, DIM), generator=torch.Generator().manual_seed(0))
+    preprocess = Chain([Watched(), Scale(0.0, 256.0), Logit(1e-6)])
+    flow = EmbeddedModelFlow.from_layer(ChainLayer(DIM), hidden_features=(8,), preprocess=preprocess)
+    raw = {"x": counts}
+    fit(flow, raw, epochs=3, validation_fraction=0.2)
+    training = [packed for packed in seen if packed.shape[0] == 40]
+    assert not torch.equal(training[-1], training[-2])
+    assert torch.equal(training[-1].floor(), training[-2].floor())
+    assert not torch.equal(training[-1], training[-1].floor())
+    assert torch.equal(log_prob(flow, raw, seed=1), log_prob(flow, raw, seed=1))
+    assert not torch.equal(log_prob(flow, raw, seed=1), log_prob(flow, raw, seed=2))
+    with pytest.raises(UserError, match="whole numbers"):
+        log_prob(flow, {"x": counts + 0.5})
 
 
 def test_categorical_program_is_learned():
