@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from emfc.layers.structured import StructuredLayer
 from emfc.layers.verification import evaluate_plan
 from emfc.passes.classify import slice_sites
@@ -19,15 +21,17 @@ __all__ = ["compile", "parse"]
 
 
 @contextmanager
-def _collector_paused() -> Iterator[None]:
-    """Pause Python's cyclic garbage collector, which walks all objects made so far again and again.
+def _compiling() -> Iterator[None]:
+    """Leave inference mode, and pause Python's cyclic garbage collector.
 
-    A long program is many small objects that all stay; collecting would make compiling grow faster than the program.
+    A long program is many small objects that all stay; walking them all again and again would make compiling grow
+    faster than the program.
     """
     enabled = gc.isenabled()
     gc.disable()
     try:
-        yield
+        with torch.inference_mode(False):
+            yield
     finally:
         if enabled:
             gc.enable()
@@ -55,7 +59,7 @@ def parse(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelGraph:
         >>> emfc.parse(model).sites["x"].parents
         ('scale',)
     """
-    with _collector_paused():
+    with _compiling():
         program = trace(model, args, kwargs)
         return ModelGraph(program, tuple(parents(program, slice_sites(program))), model, args, kwargs)
 
@@ -91,7 +95,7 @@ def compile(
         >>> print(emfc.compile(model).rows()[1]["parents"])
         ['scale']
     """
-    with _collector_paused():
+    with _compiling():
         graph = model if isinstance(model, ModelGraph) else parse(model, *args, **kwargs)
         layer = StructuredLayer(graph.program, gate=gate, optimize=optimize)
         if graph.model is not None:

@@ -62,6 +62,8 @@ class Chain(Transform):
     def call_and_ladj(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the image of a vector ``[*, A]`` and the log absolute Jacobian determinant ``[*]`` there."""
         total = value.new_zeros(value.shape[:-1])
+        if not value.numel():
+            return value, total
         for part in self.parts:
             value, ladj = part.call_and_ladj(value)
             total = total + ladj

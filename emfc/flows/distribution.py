@@ -136,6 +136,8 @@ class FlowDistribution(TorchDistribution):
         if len(parts) == 1 and hasattr(parts[0], "log_prob"):  # the bare program sums its density class by class
             alone: Tensor = parts[0].log_prob(value)
             return alone
+        if value.is_floating_point() and value.dtype != self._noise.dtype:
+            value = value.to(self._noise.dtype)
         noise: Tensor
         ladj: Tensor
         noise, ladj = self.transform.inv.call_and_ladj(value)

@@ -21,6 +21,7 @@ from emfc.flows.files import remove_leftovers, write_bytes, write_folder
 from emfc.flows.flow import EmbeddedModelFlow
 from emfc.flows.manifest import FORMAT, MANIFEST, Manifest, StoredFile, read_manifest, sha256
 from emfc.layers import StructuredLayer
+from emfc.program.ir import Program
 from emfc.program.serialize import program_from_document, program_to_document
 
 __all__ = ["load", "save"]
@@ -113,7 +114,7 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     tensors = _read_tensors(folder, manifest, "program")
     weights = _read_tensors(folder, manifest, "weights")
     program = program_from_document(manifest.program, tensors)
-    layer: Any = StructuredLayer(program, gate=manifest.gate, optimize=manifest.optimize)
+    layer = _layer(program, manifest, folder)
     if not manifest.configuration.program:
         layer = SupportLayer(layer)
     preprocess = None
@@ -123,6 +124,18 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
     flow.to(dtype=getattr(torch, manifest.dtype))
     _fill(flow, weights, folder / manifest.files["weights"].name)
     return flow.to(device=device) if device is not None else flow
+
+
+def _layer(program: Program, manifest: Manifest, folder: Path) -> Any:
+    """The layer of a stored program, tried once: a program that was tampered with must not fail later."""
+    try:
+        layer = StructuredLayer(program, gate=manifest.gate, optimize=manifest.optimize)
+        with torch.no_grad():
+            prototype = layer.supports.prototype(torch.zeros(0, dtype=getattr(torch, program.dtype)))
+            layer().log_prob(prototype)
+    except Exception as error:
+        raise UserError(f"{folder} holds a program that cannot be run: {type(error).__name__}: {error}") from error
+    return layer
 
 
 def _read_tensors(folder: Path, manifest: Manifest, kind: Any) -> dict[str, Tensor]:

@@ -83,22 +83,23 @@ def _keywords(step: Step, inputs: Sequence[Tensor], dtype: torch.dtype) -> dict[
 def _along(step: Step, value: Tensor, lead: int, dtype: torch.dtype) -> Tensor:
     """A reduction or scan over logical dimensions, counted from the end so that leading ones do not matter."""
     rank = value.ndim - lead
+    keywords = _keywords(step, [value], dtype)
     name, _, overload = step.operation.partition(".")
     if name in ("sum", "mean", "prod") and overload == "default":
-        flat = value.reshape(*value.shape[:lead], -1)
-        return getattr(torch, name)(flat, dim=-1)  # type: ignore[no-any-return]
+        flat = value.flatten(lead) if rank else value.unsqueeze(-1)
+        return getattr(torch, name)(flat, dim=-1, **keywords)  # type: ignore[no-any-return]
+    operator = resolve(step.operation)
     arguments = _fill(step.arguments, [value], dtype)
     dims = arguments[1] if len(arguments) > 1 else None
+    if rank == 0:  # torch lets a number be reduced over its dimension 0 or -1
+        found: Tensor = operator(value.unsqueeze(-1), -1 if isinstance(dims, int) else [-1], *arguments[2:], **keywords)
+        return found.reshape(value.shape)
     if isinstance(dims, int):
-        if rank == 0:
-            keywords = _keywords(step, [value], dtype)
-            single: Tensor = resolve(step.operation)(value.unsqueeze(-1), -1, *arguments[2:], **keywords)
-            return single.reshape(value.shape)
         arguments[1] = dims - rank if dims >= 0 else dims
     else:
         chosen = list(dims) if dims else list(range(rank))
         arguments[1:2] = [[dim - rank if dim >= 0 else dim for dim in chosen]]
-    return resolve(step.operation)(*arguments, **_keywords(step, [value], dtype))  # type: ignore[no-any-return]
+    return operator(*arguments, **keywords)  # type: ignore[no-any-return]
 
 
 def _matmul(lead: int, left: Tensor, right: Tensor) -> Tensor:
@@ -145,6 +146,10 @@ def _mapped(step: Step, inputs: Sequence[Tensor], lead: int, dtype: torch.dtype)
     if all(shared):
         results = single(*(value.reshape(value.shape[lead:]) for value in inputs))
         return tuple(result.reshape((1,) * lead + tuple(result.shape)) for result in results)
+    if 0 in sizes:  # no example at all: run one and keep none
+        one = [value.new_ones((1,) * lead + tuple(value.shape[lead:])) for value in inputs]
+        kept = _mapped(step, one, lead, dtype)
+        return tuple(result.expand(*sizes, *result.shape[lead:]) for result in kept)
     flat = [
         value.reshape(value.shape[lead:])
         if alone

@@ -34,6 +34,9 @@ class Density:
     def __init__(self, plan: Plan, supports: Supports) -> None:
         self.plan = plan
         self.supports = supports
+        if plan.mixtures:
+            self._order = torch.from_numpy(np.argsort(self._positions(), kind="stable"))
+            self._ranks = torch.argsort(self._order)
 
     def __call__(self, values: Tensor, parameters: Tensor, gates: Gates) -> tuple[Tensor, Tensor]:
         """Noise ``[B, D]`` of examples ``[B, D]`` and the log-Jacobian ``[B]`` of this direction."""
@@ -113,7 +116,6 @@ class Density:
             offset += kernel.own.size
         return result
 
-    @cached_property
     def _positions(self) -> Addresses:
         """Program order of what `_responsibilities` stacks: the mixtures' elements, then the summed-out sites."""
         sites = self.plan.program.sites
@@ -123,11 +125,3 @@ class Density:
         ]
         keys += [[sites[index].start for index in kernel.held.sites] for kernel in self.plan.latents]
         return np.concatenate([np.asarray(held, dtype=np.int64) for held in keys])
-
-    @cached_property
-    def _order(self) -> Tensor:
-        return torch.from_numpy(np.argsort(self._positions, kind="stable"))
-
-    @cached_property
-    def _ranks(self) -> Tensor:
-        return torch.argsort(self._order)

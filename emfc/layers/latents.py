@@ -64,6 +64,11 @@ def latent_log_prob(plan: Plan, kernel: Kernel, view: View, configured: Environm
     sites = [plan.program.sites[kernel.held.sites[row]] for row in view.rows]
     places = np.searchsorted(plan.layout.latents, [site.start for site in sites])
     chosen = torch.as_tensor(places[:, None] + np.arange(sites[0].size), device=configured.device)
-    values = configured.configurations[:, chosen].movedim(0, -1).reshape(len(sites), *kernel.held.shape, -1)
+    values = (
+        configured.configurations[:, chosen]
+        .movedim(0, -1)
+        .reshape(len(sites), *kernel.held.shape, len(configured.configurations))
+    )
     log_prob: Tensor = distribution.log_prob(values[None])
-    return log_prob.reshape(log_prob.shape[0], len(sites), sites[0].size, -1).sum(2)
+    count = len(configured.configurations)
+    return log_prob.reshape(log_prob.shape[0], len(sites), sites[0].size, count).sum(2)

@@ -56,6 +56,8 @@ class Packing:
                 raise UserError(
                     f"site {site.name!r} has shape {list(site.shape)}; a value of shape {list(value.shape)} was given"
                 )
+            if bool(value.isnan().any()):
+                raise UserError(f"site {site.name!r}: a value is no number (NaN)")
             part = self._dequantise(site, value, dtype, generator) if site.discrete else value.to(dtype)
             parts.append(part.reshape((*value.shape[:batch], site.size)))
         try:
@@ -69,6 +71,12 @@ class Packing:
         whole = value.to(dtype)
         if bool((whole != whole.floor()).any()):
             raise UserError(f"site {site.name!r} is discrete; its values must be whole numbers")
+        levels = (
+            site.specification.parameters["logits"].shape[-1] if site.specification.family == "Categorical" else None
+        )
+        if bool((whole < 0).any()) or (levels is not None and bool((whole >= levels).any())):
+            top = f" to {levels - 1}" if levels is not None else " on"
+            raise UserError(f"site {site.name!r} takes whole numbers from 0{top}; a value lies outside")
         noise = torch.rand(whole.shape, dtype=dtype, device=whole.device, generator=generator)
         noise = noise.clamp(min=torch.finfo(dtype).eps / 2)  # strictly inside: the ends have no logit
         below = torch.nextafter(whole + 1, torch.full_like(whole, -math.inf))

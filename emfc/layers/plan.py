@@ -103,7 +103,7 @@ def make_plan(program: Program, *, optimize: bool = True) -> Plan:
         position += site.size
     layout = Layout(program, columns, populations.addresses)
     kernels, observed = [], []
-    for number, held in enumerate(classify(program, slices, merge=optimize)):
+    for number, held in enumerate(classify(program, slices, summed=summed, merge=optimize)):
         first = held.sites[0]
         own = _own(program.sites, held.sites, layout)
         kernel = Kernel(held, layout, own, number=number, mixed=any(parent in summed for parent in site_parents[first]))

@@ -11,8 +11,14 @@ from torch import Tensor
 
 from emfc.layers.batching import cast
 from emfc.program.ir import Addresses, Program
+from emfc.transforms.special import eager
 
 __all__ = ["Environment", "Layout", "Picker", "Reader"]
+
+
+def _lasting() -> bool:
+    """Whether a tensor made now may be kept: not where it is a wrapper of a function transform or of inference mode."""
+    return eager() and not torch.is_inference_mode_enabled()
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +69,12 @@ class Picker:
             if self.step == 1 and self.start == 0 and stop == matrix.shape[-1]:
                 return matrix.reshape(shape)
             return matrix[..., self.start : stop : self.step].reshape(shape)
-        if matrix.device not in self._cache:
-            self._cache[matrix.device] = torch.from_numpy(self.positions.reshape(-1).copy()).to(matrix.device)
-        return matrix.index_select(-1, self._cache[matrix.device]).reshape(shape)
+        index = self._cache.get(matrix.device)
+        if index is None:
+            index = torch.from_numpy(self.positions.reshape(-1).copy()).to(matrix.device)
+            if _lasting():
+                self._cache[matrix.device] = index
+        return matrix.index_select(-1, index).reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,15 +174,20 @@ class Reader:
 
     def _constant(self, environment: Environment, configured: bool) -> Tensor:
         key = (environment.device, environment.dtype)
-        if key not in self._cache:
-            held = torch.as_tensor(self.constant, dtype=torch.float64)
+        held = self._cache.get(key)
+        if held is None:
             kind = "float" if self.mixed else self.kind
-            self._cache[key] = cast(held, kind, environment.dtype).to(environment.device)[None]
-        held = self._cache[key]
+            values = torch.as_tensor(self.constant, dtype=torch.float64)
+            held = cast(values, kind, environment.dtype).to(environment.device)[None]
+            if _lasting():
+                self._cache[key] = held
         return held[None] if configured else held
 
     def _mask(self, name: str, environment: Environment) -> Tensor:
         key = (environment.device, name)
-        if key not in self._mask_cache:
-            self._mask_cache[key] = torch.as_tensor(self.masks[name], device=environment.device)[None]
-        return self._mask_cache[key]
+        held = self._mask_cache.get(key)
+        if held is None:
+            held = torch.as_tensor(self.masks[name], device=environment.device)[None]
+            if _lasting():
+                self._mask_cache[key] = held
+        return held

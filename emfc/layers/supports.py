@@ -56,15 +56,16 @@ class Supports:
         site, family = program.sites[kernel.held.sites[0]], kernel.held.specification.family
         try:
             transform = self.at(kernel, environment)
-        except (UnsupportedFamilyError, KeyError) as error:
+        except (UnsupportedFamilyError, KeyError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+            told = isinstance(error, UnsupportedFamilyError)
             raise CompileError(
                 "E-NOCDF",
-                f"the family {family} has no CDF transform" if isinstance(error, KeyError) else str(error).rstrip("."),
+                str(error).rstrip(".") if told else f"the family {family} has no CDF transform",
                 site=site.name,
                 location=site.location,
                 source=site.source,
                 advice="write the site with a supported family",
-            ) from None
+            ) from error
         return f"{family} -> {_constraint_name(transform.codomain)}"
 
     def prototype(self, like: Tensor) -> Tensor:

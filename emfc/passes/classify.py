@@ -6,7 +6,7 @@ other addresses. A class keeps one slice and, for each of its loads, a matrix of
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,30 +69,30 @@ def slice_sites(program: Program) -> list[Slice]:
     ]
 
 
-def classify(program: Program, slices: list[Slice], *, merge: bool = True) -> list[SiteClass]:
+def classify(
+    program: Program, slices: list[Slice], *, summed: Collection[int] = (), merge: bool = True
+) -> list[SiteClass]:
     """Group isomorphic sites.
 
     Args:
         program: The program.
         slices: The result of `slice_sites`.
+        summed: Indices of the sites that are summed out; they never share a class with others.
         merge: False keeps every site a class of its own: the reference that merging must equal.
     """
-    latents = summed_addresses(program)
+    latents = np.array(
+        [program.sites[index].start + place for index in sorted(summed) for place in range(program.sites[index].size)],
+        dtype=np.int64,
+    )
     groups: dict[Hashable, list[int]] = {}
     for index, (site, held) in enumerate(zip(program.sites, slices, strict=True)):
-        key = _key(program, site, held, latents)
+        key = (index in summed, _key(program, site, held, latents))
         groups.setdefault(key if merge else index, []).append(index)
     return [_merge(program, slices, members) for members in groups.values()]
 
 
-def summed_addresses(program: Program) -> Addresses:
-    """Sorted addresses of discrete sites that other sites read: those that have to be summed out."""
-    discrete = [site for site in program.sites if site.discrete and not site.observed]
-    return np.array(sorted(a for site in discrete for a in range(site.start, site.start + site.size)), dtype=np.int64)
-
-
 def load_kinds(program: Program, addresses: Addresses, latents: Addresses) -> Addresses:
-    """Kind of each address: 0 constant, 1 parameter, 2 site, 3 discrete site."""
+    """Kind of each address: 0 constant, 1 parameter, 2 site, 3 summed-out site."""
     kinds = (addresses >= program.parameter_base).astype(np.int64) + (addresses >= program.site_base)
     if latents.size:
         kinds = kinds + np.isin(addresses, latents)

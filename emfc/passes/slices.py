@@ -8,6 +8,7 @@ true dependencies.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -167,17 +168,16 @@ def slice_operands(
             if masks is None:
                 outputs = program.instructions[index].outputs
                 masks = needed[index] = [np.zeros(held.size, dtype=np.bool_) for held in outputs]
-                pending.add(index)
+                heapq.heappush(pending, -index)
             masks[output][flat[places == place] - starts[place]] = True
 
-    pending: set[int] = set()
+    pending: list[int] = []  # a heap of negative indices: the last instruction comes first
     for operand in wanted:
         mark(operand.addresses)
     order: list[int] = []
     prepared: dict[int, list[Addresses]] = {}
     while pending:
-        index = max(pending)
-        pending.remove(index)
+        index = -heapq.heappop(pending)
         order.append(index)
         prepared[index] = _narrow(program.instructions[index], needed[index], slicer)
         for addresses in prepared[index]:

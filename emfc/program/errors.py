@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 __all__ = ["CODES", "CompileError"]
 
 CODES: dict[str, str] = {
@@ -52,9 +54,16 @@ class CompileError(ValueError):
         self.advice = advice
         super().__init__(self._message())
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (self.code, self.reason, self.site, self.location, self.source, self.advice)
+
     def _message(self) -> str:
         where = f"{self.location}: " if self.location else ""
         line = f" in `{self.source}`" if self.source else ""
         site = f" (site {self.site!r})" if self.site else ""
         advice = f"; {self.advice}" if self.advice else ""
         return f"{self.code}: {where}{self.reason}{line}{site}{advice}"
+
+
+def _rebuild(code: str, reason: str, site: Any, location: Any, source: Any, advice: Any) -> CompileError:
+    return CompileError(code, reason, site=site, location=location, source=source, advice=advice)

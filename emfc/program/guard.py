@@ -60,6 +60,10 @@ class Guard(TorchFunctionMode):
         recorder = self.recorder
         if func is Tensor.__deepcopy__ and recorder.shadow.is_random(args[0]):
             return args[0].clone()
+        if func is torch.nn.functional.one_hot and recorder.shadow.is_random(args[0]):
+            count = args[1] if len(args) > 1 else kwargs.get("num_classes", -1)
+            if count > 0:
+                return (args[0].unsqueeze(-1) == torch.arange(count, device=args[0].device)).long()
         if func in _PRINTERS:
             with recorder.pause():
                 return func(*args, **kwargs)
@@ -119,39 +123,25 @@ class Guard(TorchFunctionMode):
 
     def _getitem(self, func: Any, value: Any, index: Any) -> Any:
         """Index with a random zero-dimensional integer as a tensor, where Python would read the number."""
-        parts = index if isinstance(index, tuple) else (index,)
-        shadow = self.recorder.shadow
-        random = [
-            isinstance(part, Tensor) and part.ndim == 0 and part.dtype != torch.bool and shadow.is_random(part)
-            for part in parts
-        ]
-        if not isinstance(value, Tensor) or not any(random):
+        if not isinstance(value, Tensor):
             return func(value, index)
-        if any(part is Ellipsis or part is None for part in parts):
-            names = self.recorder.origins(next(part for part, flag in zip(parts, random, strict=True) if flag))
-            raise CompileError(
-                "E-ESCAPE",
-                "indexes with a random integer beside `...` or `None`",
-                site=names[0] if names else None,
-                advice="write the index with plain colons, or use torch.index_select",
-            )
-        positions: list[Tensor | None] = []
-        basic: list[Any] = []
-        for part, flag in zip(parts, random, strict=True):
-            if flag:
-                basic.append(slice(None))
-                positions.append(part)
-            elif isinstance(part, Tensor):
-                basic.append(slice(None))
-                positions.append(part)
-            else:
-                basic.append(part)
-                if not isinstance(part, int):
-                    positions.append(None)
-        base = (
-            value
-            if all(part == slice(None) for part in basic if isinstance(part, slice))
-            and all(isinstance(part, slice) for part in basic)
-            else func(value, tuple(basic))
-        )
-        return torch.ops.aten.index.Tensor(base, positions)
+        parts = list(index) if isinstance(index, tuple) else [index]
+        named = sum(_consumed(part) for part in parts)
+        dim = 0
+        for place, part in enumerate(parts):
+            if part is Ellipsis:
+                dim += value.ndim - named
+                continue
+            random = isinstance(part, Tensor) and part.ndim == 0 and part.dtype != torch.bool
+            if random and self.recorder.shadow.is_random(part):
+                value = value.index_select(dim, part.reshape(1))
+                parts[place] = 0
+            dim += _consumed(part)
+        return func(value, tuple(parts) if isinstance(index, tuple) else parts[0])
+
+
+def _consumed(part: Any) -> int:
+    """How many dimensions one part of an index takes up."""
+    if part is None or part is Ellipsis or isinstance(part, bool):
+        return 0
+    return int(part.ndim) if isinstance(part, Tensor) and part.dtype == torch.bool else 1

@@ -192,10 +192,3 @@ class Program:
     def constant_values(self) -> npt.NDArray[np.float64]:
         """The constants as a numpy array."""
         return np.asarray(self.constants.numpy(), dtype=np.float64)
-
-    def site(self, name: str) -> SiteRecord:
-        """The record of one site by name."""
-        for record in self.sites:
-            if record.name == name:
-                return record
-        raise KeyError(name)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from emfc.program.ir import dtype_kind
+from emfc.program.refusals import unknown
 from emfc.program.shadow import Shadow
 
 __all__ = ["DROPPED", "move", "tensors"]
@@ -21,6 +22,7 @@ _MOVES: dict[str, tuple[int, ...]] = {  # positions of the arguments whose value
     "select_backward": (0,), "slice_backward": (0,), "diagonal_backward": (0,), "expand_copy": (0,), "view_copy": (0,),
     "permute_copy": (0,), "lift_fresh_copy": (0,), "contiguous": (0,), "channel_shuffle": (0,), "pixel_shuffle": (0,),
 }  # fmt: skip
+_NARROW = (torch.uint8, torch.int8, torch.int16, torch.float16, torch.bfloat16)
 DROPPED = frozenset("device layout memory_format pin_memory non_blocking".split())
 
 
@@ -37,6 +39,9 @@ def move(shadow: Shadow, func: Any, name: str, args: tuple[Any, ...], kwargs: di
     """The addresses of the result of an operation that only moves values, or None where it computes."""
     if name == "_to_copy":
         source, target = dtype_kind(args[0].dtype), dtype_kind(kwargs.get("dtype") or args[0].dtype)
+        wanted = kwargs.get("dtype") or args[0].dtype
+        if wanted in _NARROW and wanted != args[0].dtype:
+            raise unknown("_to_copy", f"keep random values in a wide dtype; {wanted} rounds or wraps them")
         widening = source == target or target == "float" or source == "bool"
         return shadow.addresses(args[0]).clone() if widening else None
     if name == "masked_fill" and not shadow.is_random(args[1]):

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch._ops import OpOverload
 
 from emfc.program.ir import Addresses, Instruction
 
@@ -65,9 +66,9 @@ def resolve(operation: str) -> Callable[..., Any]:
         raise KeyError(operation)
     packet = getattr(torch.ops.aten, name, None)
     operator = getattr(packet, overload or "default", None)
-    if operator is None:
+    if not isinstance(operator, OpOverload) or operator._schema.is_mutable:
         raise KeyError(operation)
-    return operator  # type: ignore[no-any-return]
+    return operator
 
 
 def is_pointwise(instruction: Instruction) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +17,11 @@ from emfc.program.ir import Ref, dtype_kind
 from emfc.program.locations import user_location, where
 from emfc.program.moves import DROPPED, move, tensors
 from emfc.program.operations import ALLOWED
+from emfc.program.raw import RawInstruction, template
 from emfc.program.refusals import impure, unknown
 from emfc.program.shadow import Noise, Shadow
 
-__all__ = ["RawInstruction", "Recorder"]
+__all__ = ["Recorder"]
 
 _VALUE_FREE = frozenset(
     "zeros_like ones_like full_like empty_like rand_like randn_like "
@@ -29,18 +29,8 @@ _VALUE_FREE = frozenset(
     "_linalg_check_errors sym_size sym_numel _assert_async _assert_tensor_metadata is_same_size".split()
 )
 _RESHAPES = frozenset("unsqueeze_ squeeze_ t_ transpose_ swapaxes_ swapdims_ detach_ requires_grad_".split())
+_WIDTH = {"bool": 0, "int": 1, "float": 2, "complex": 3}
 _WRITES = frozenset("copy_ fill_ zero_ index_put_ scatter_ masked_fill_ index_copy_ index_fill_".split())
-
-
-@dataclass(frozen=True, slots=True)
-class RawInstruction:
-    """An instruction as recorded: operand addresses are provisional torch tensors."""
-
-    operation: str
-    arguments: tuple[Any, ...]
-    keywords: tuple[tuple[str, Any], ...]
-    operands: tuple[tuple[Tensor, str], ...]
-    outputs: tuple[tuple[int, tuple[int, ...], str], ...]
 
 
 def _inputs(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -149,8 +139,10 @@ class Recorder(TorchDispatchMode):
         if name.endswith("_") and not name.startswith("_") and args and isinstance(args[0], Tensor):
             self._overwrite_constant(func, args[0], args, kwargs)
             return args[0]
-        for target in tensors(kwargs.get("out")):
-            self.shadow.forget(target)
+        targets = list(tensors(kwargs.get("out")))
+        if len(targets) == 1:
+            self._overwrite_constant(func, targets[0], args, kwargs)
+            return targets[0]
         return func(*args, **kwargs)
 
     def _overwrite_constant(self, func: Any, target: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -196,6 +188,18 @@ class Recorder(TorchDispatchMode):
         return any(index.dtype == torch.bool and self.shadow.is_random(index) for index in tensors(args[1]))
 
     def _record(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if name == "native_batch_norm":
+            if args[5]:
+                raise unknown(name, "call .eval() on the module: in training mode it changes its own statistics")
+            name, func = (
+                "_native_batch_norm_legit_no_training",
+                torch.ops.aten._native_batch_norm_legit_no_training.default,
+            )
+            args = (*args[:5], *args[6:])
+        if name == "index_select" and args[2].ndim == 0:
+            args = (args[0], args[1], args[2].reshape(1))
+        if name == "masked_fill" and func._overloadname == "Tensor" and self.shadow.is_random(args[1]):
+            name, func, args = "where", torch.ops.aten.where.self, (args[1], args[2], args[0])
         if any(True for _ in tensors(kwargs.get("out"))) or func._overloadname == "out":
             raise unknown(name, "write without `out=`")
         if name in _WRITES:
@@ -209,6 +213,8 @@ class Recorder(TorchDispatchMode):
             result = func(*args, **kwargs)
             self.shadow.write(args[0], moved)
             return result
+        if func._schema.is_mutable:
+            raise unknown(name, "write it without changing tensors in place")
         moved = move(self.shadow, func, name, args, kwargs)
         out = func(*args, **kwargs)
         if moved is not None:
@@ -229,13 +235,16 @@ class Recorder(TorchDispatchMode):
         self.shadow.addresses(target, whole=True)
         if name == "copy_":
             source = self.shadow.addresses(args[1])
-            if dtype_kind(args[1].dtype) == "float" and dtype_kind(target.dtype) != "float":
-                raise unknown("copy_", "do not store real random values in an integer buffer")
+            if _WIDTH[dtype_kind(args[1].dtype)] > _WIDTH[dtype_kind(target.dtype)]:
+                raise unknown("copy_", "store it in a buffer of its own dtype: torch.zeros(...) holds real numbers")
+            source = source.clone()
             func(*args, **kwargs)
             self.shadow.write(target, source.expand(target.shape))
             return target
         if name in ("fill_", "zero_"):
             value = args[1] if name == "fill_" else 0
+            if dtype_kind(target.dtype) != "float" and float(value) != int(value):
+                raise unknown("fill_", "store whole numbers in an integer buffer")
             addresses = (
                 self.shadow.addresses(value) if isinstance(value, Tensor) else torch.tensor(self.shadow.scalar(value))
             )
@@ -288,9 +297,9 @@ class Recorder(TorchDispatchMode):
         inputs = _inputs(args, kwargs)
         operands = [(held.clone(), dtype_kind(tensor.dtype)) for tensor, held in zip(inputs, addresses, strict=True)]
         counter = iter(range(len(inputs)))
-        arguments = tuple(_template(value, counter) for value in args)
+        arguments = tuple(template(value, counter) for value in args)
         arguments = self._lift_literals(func, arguments, operands)
-        keywords = tuple((key, _template(value, counter)) for key, value in kwargs.items() if key not in DROPPED)
+        keywords = tuple((key, template(value, counter)) for key, value in kwargs.items() if key not in DROPPED)
         raw, results = [], []
         for tensor in outputs:
             if tensor.is_complex():
@@ -329,13 +338,3 @@ class Recorder(TorchDispatchMode):
             if zero is not None and bool(torch.as_tensor(zero).any()):
                 result = torch.where(torch.as_tensor(zero), torch.zeros_like(result), result)
         return result
-
-
-def _template(value: Any, counter: Iterator[int]) -> Any:
-    if isinstance(value, Tensor):
-        return Ref(next(counter))
-    if isinstance(value, (list, tuple)):
-        return tuple(_template(item, counter) for item in value)
-    if isinstance(value, torch.dtype):
-        return {"dtype": dtype_kind(value)}
-    return value

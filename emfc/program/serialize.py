@@ -6,16 +6,26 @@ arrays and constants are tensors. Loading one runs no user code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from emfc.errors import UserError
 from emfc.program.constraint import constraint_from_data
+from emfc.program.document import (
+    InstructionDocument,
+    OperandDocument,
+    OutputDocument,
+    ParameterDocument,
+    PlateDocument,
+    ProgramDocument,
+    SiteDocument,
+    SpecificationDocument,
+)
 from emfc.program.ir import (
     Instruction,
     Operand,
@@ -36,74 +46,6 @@ PROGRAM_VERSION = 1
 _KINDS = ("float", "int", "bool")
 
 
-class _Document(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class _Operand(_Document):
-    offset: int
-    shape: list[int]
-    dtype: str
-
-
-class _Output(_Document):
-    start: int
-    shape: list[int]
-    dtype: str
-
-
-class _Instruction(_Document):
-    operation: str
-    arguments: list[Any]
-    keywords: dict[str, Any]
-    operands: list[_Operand]
-    outputs: list[_Output]
-
-
-class _Specification(_Document):
-    family: str
-    parameters: dict[str, _Operand]
-    children: dict[str, _Specification]
-    options: dict[str, Any]
-
-
-class _Plate(_Document):
-    name: str
-    size: int
-    dim: int | None
-
-
-class _Site(_Document):
-    name: str
-    specification: _Specification
-    shape: list[int]
-    event_dim: int
-    start: int
-    observed: bool
-    discrete: bool
-    support: str
-    plates: list[_Plate]
-    location: str | None
-    source: str | None
-    adjustment: str | None
-
-
-class _Parameter(_Document):
-    name: str
-    start: int
-    shape: list[int]
-    constraint: dict[str, Any]
-
-
-class _Program(_Document):
-    version: int
-    dtype: str
-    sites: list[_Site]
-    parameters: list[_Parameter]
-    instructions: list[_Instruction]
-    deterministic: dict[str, _Operand]
-
-
 class _Writer:
     """Collects address arrays into one flat tensor; equal arrays are kept once."""
 
@@ -112,17 +54,17 @@ class _Writer:
         self.offsets: dict[bytes, int] = {}
         self.size = 0
 
-    def operand(self, held: Operand) -> _Operand:
+    def operand(self, held: Operand) -> OperandDocument:
         flat = np.ascontiguousarray(held.addresses.reshape(-1))
         key = flat.tobytes()
         if key not in self.offsets:
             self.offsets[key] = self.size
             self.pieces.append(flat)
             self.size += flat.size
-        return _Operand(offset=self.offsets[key], shape=list(held.shape), dtype=held.dtype)
+        return OperandDocument(offset=self.offsets[key], shape=list(held.shape), dtype=held.dtype)
 
-    def specification(self, held: Specification) -> _Specification:
-        return _Specification(
+    def specification(self, held: Specification) -> SpecificationDocument:
+        return SpecificationDocument(
             family=held.family,
             parameters={name: self.operand(operand) for name, operand in held.parameters.items()},
             children={name: self.specification(child) for name, child in held.children.items()},
@@ -154,6 +96,15 @@ def _decode(value: Any) -> Any:
     return value
 
 
+def _references(value: Any) -> Iterator[int]:
+    """All operand numbers in encoded arguments."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _references(item)
+    elif isinstance(value, dict) and set(value) == {"ref"}:
+        yield value["ref"] if type(value["ref"]) is int else -1
+
+
 def program_to_document(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Write a program as a JSON-able document and tensors.
 
@@ -162,11 +113,11 @@ def program_to_document(program: Program) -> tuple[dict[str, Any], dict[str, Ten
         parameter.
     """
     writer = _Writer()
-    document = _Program(
+    document = ProgramDocument(
         version=PROGRAM_VERSION,
         dtype=program.dtype,
         sites=[
-            _Site(
+            SiteDocument(
                 name=site.name,
                 specification=writer.specification(site.specification),
                 shape=list(site.shape),
@@ -175,7 +126,7 @@ def program_to_document(program: Program) -> tuple[dict[str, Any], dict[str, Ten
                 observed=site.observed,
                 discrete=site.discrete,
                 support=site.support,
-                plates=[_Plate(name=plate.name, size=plate.size, dim=plate.dim) for plate in site.plates],
+                plates=[PlateDocument(name=plate.name, size=plate.size, dim=plate.dim) for plate in site.plates],
                 location=site.location,
                 source=site.source,
                 adjustment=site.adjustment,
@@ -183,16 +134,18 @@ def program_to_document(program: Program) -> tuple[dict[str, Any], dict[str, Ten
             for site in program.sites
         ],
         parameters=[
-            _Parameter(name=held.name, start=held.start, shape=list(held.shape), constraint=dict(held.constraint))
+            ParameterDocument(
+                name=held.name, start=held.start, shape=list(held.shape), constraint=dict(held.constraint)
+            )
             for held in program.parameters
         ],
         instructions=[
-            _Instruction(
+            InstructionDocument(
                 operation=held.operation,
                 arguments=_encode(held.arguments),
                 keywords={key: _encode(value) for key, value in held.keywords},
                 operands=[writer.operand(operand) for operand in held.operands],
-                outputs=[_Output(start=o.start, shape=list(o.shape), dtype=o.dtype) for o in held.outputs],
+                outputs=[OutputDocument(start=o.start, shape=list(o.shape), dtype=o.dtype) for o in held.outputs],
             )
             for held in program.instructions
         ],
@@ -215,7 +168,7 @@ class _Reader:
         self.addresses = addresses.numpy()
         self.limit = 0
 
-    def operand(self, held: _Operand) -> Operand:
+    def operand(self, held: OperandDocument) -> Operand:
         size = int(np.prod(held.shape, dtype=np.int64))
         flat = self.addresses[held.offset : held.offset + size]
         if held.offset < 0 or flat.size != size or held.dtype not in _KINDS:
@@ -224,7 +177,7 @@ class _Reader:
             raise UserError("the stored program is damaged: an operand reads a value that does not exist yet")
         return Operand(np.asarray(flat.reshape(held.shape)), held.dtype)
 
-    def specification(self, held: _Specification) -> Specification:
+    def specification(self, held: SpecificationDocument) -> Specification:
         if not is_known_family(held.family):
             raise UserError(f"the stored program names a family that this version does not know: {held.family!r}")
         return Specification(
@@ -245,16 +198,30 @@ def program_from_document(document: Mapping[str, Any], tensors: Mapping[str, Ten
     if isinstance(version, int) and version > PROGRAM_VERSION:
         raise UserError(f"the program was stored by a newer version of emfc (format {version}); update emfc to load it")
     try:
-        held = _Program.model_validate(document)
+        return _read(document, tensors)
+    except UserError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
+        raise UserError(f"the stored program is damaged: {type(error).__name__}") from error
+
+
+def _read(document: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Program:
+    try:
+        held = ProgramDocument.model_validate(document, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
+        fault = error.errors()[0]
         raise UserError(
-            f"the stored program is damaged at {'.'.join(map(str, first['loc']))}: {first['msg']}"
+            f"the stored program is damaged at {'.'.join(map(str, fault['loc']))}: {fault['msg']}"
         ) from None
     wanted = {"constants": torch.float64, "addresses": torch.int64, "prototype": torch.float64}
     for name, dtype in wanted.items():
         if name not in tensors or tensors[name].dtype != dtype or tensors[name].ndim != 1:
             raise UserError(f"the stored program is damaged: its tensor {name!r} is missing or of the wrong type")
+    names = [site.name for site in held.sites]
+    finite = bool(tensors["prototype"].isfinite().all())
+    first = tensors["constants"][:1].tolist()
+    if not 1 <= held.version <= PROGRAM_VERSION or len(set(names)) < len(names) or not finite or first != [0.0]:
+        raise UserError("the stored program is damaged: version, names, constants or prototype are not as written")
     if held.dtype not in ("float32", "float64", "float16", "bfloat16"):
         raise UserError(f"the stored program is damaged: unknown dtype {held.dtype!r}")
     reader = _Reader(tensors["addresses"])
@@ -279,14 +246,14 @@ def program_from_document(document: Mapping[str, Any], tensors: Mapping[str, Ten
     )
 
 
-def _expect(entries: Iterable[_Parameter | _Site], sizes: list[int], position: int, what: str) -> None:
+def _expect(entries: Iterable[ParameterDocument | SiteDocument], sizes: list[int], position: int, what: str) -> None:
     for entry, size in zip(entries, sizes, strict=True):
         if entry.start != position:
             raise UserError(f"the stored program is damaged: {what} {entry.name!r} is out of place")
         position += size
 
 
-def _parameters(entries: list[_Parameter], tensors: Mapping[str, Tensor]) -> Iterable[Parameter]:
+def _parameters(entries: list[ParameterDocument], tensors: Mapping[str, Tensor]) -> Iterable[Parameter]:
     for entry in entries:
         initial = tensors.get(f"initial.{entry.name}")
         if initial is None or list(initial.shape) != entry.shape:
@@ -302,12 +269,14 @@ def _parameters(entries: list[_Parameter], tensors: Mapping[str, Tensor]) -> Ite
         yield Parameter(entry.name, entry.start, tuple(entry.shape), entry.constraint, initial)
 
 
-def _instruction(entry: _Instruction, reader: _Reader) -> Instruction:
+def _instruction(entry: InstructionDocument, reader: _Reader) -> Instruction:
     try:
         resolve(entry.operation)
     except KeyError:
         raise UserError(f"the stored program uses an operation that is not allowed: {entry.operation!r}") from None
     operands = tuple(reader.operand(operand) for operand in entry.operands)
+    if any(not 0 <= ref < len(operands) for ref in _references([entry.arguments, *entry.keywords.values()])):
+        raise UserError("the stored program is damaged: an instruction refers to an operand that it does not have")
     outputs = []
     for output in entry.outputs:
         if output.start != reader.limit or output.dtype not in _KINDS:
@@ -323,7 +292,7 @@ def _instruction(entry: _Instruction, reader: _Reader) -> Instruction:
     )
 
 
-def _site(entry: _Site, reader: _Reader) -> SiteRecord:
+def _site(entry: SiteDocument, reader: _Reader) -> SiteRecord:
     return SiteRecord(
         name=entry.name,
         specification=reader.specification(entry.specification),

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 import pyro.distributions as pyro_distributions
 import torch
 from pyro.distributions.torch import Independent as PyroIndependent
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transforms
 
@@ -18,6 +19,7 @@ __all__ = ["Description", "build", "describe", "family_class", "is_known_family"
 
 T = TypeVar("T")
 
+_WRAPPERS = (torch.distributions.Independent, PyroIndependent, ExpandedDistribution, MaskedDistribution)
 _PREFERRED = (
     ({"probs", "logits"}, "logits"),
     ({"covariance_matrix", "precision_matrix", "scale_tril"}, "scale_tril"),
@@ -29,7 +31,6 @@ _TRANSFORMS: dict[str, tuple[type[transforms.Transform], tuple[str, ...]]] = {
     "TanhTransform": (transforms.TanhTransform, ()),
     "SoftplusTransform": (transforms.SoftplusTransform, ()),
     "PowerTransform": (transforms.PowerTransform, ("exponent",)),
-    "LowerCholeskyAffine": (pyro_distributions.transforms.LowerCholeskyAffine, ("loc", "scale_tril")),
 }
 
 
@@ -73,19 +74,28 @@ def describe(distribution: Distribution, capture: Capture[T], missing: int = 0) 
         CompileError: A transform or family cannot be written as data (E-NOCDF).
     """
     inner: Any = distribution
-    while isinstance(inner, (torch.distributions.Independent, PyroIndependent)) or type(inner).__name__ in (
-        "ExpandedDistribution",
-        "MaskedDistribution",
-    ):
+    while isinstance(inner, _WRAPPERS):
         inner = inner.base_dist
     missing += _rank(distribution) - _rank(inner)
     family = type(inner).__name__
+    if type(inner) not in (getattr(pyro_distributions, family, None), getattr(torch.distributions, family, None)):
+        raise CompileError(
+            "E-NOCDF",
+            f"the class {type(inner).__module__}.{family} is none of pyro.distributions",
+            advice="use a family of pyro.distributions",
+        )
     if family == "MixtureSameFamily":
         children = {
             "mixture": describe(inner._mixture_distribution, capture, missing),
             "component": describe(inner._component_distribution, capture, missing),
         }
         event_dim = len(inner._component_distribution.event_shape)
+        if event_dim and isinstance(inner, torch.distributions.MixtureSameFamily):
+            raise CompileError(
+                "E-NOCDF",
+                "a MixtureSameFamily with vector components has no CDF transform",
+                advice="draw z = pyro.sample('z', Categorical(...)) and then the vector with table[z]: z is summed out",
+            )
         return Description(family, {}, children, {"event_dim": event_dim})
     if type(inner) in (torch.distributions.TransformedDistribution, pyro_distributions.TransformedDistribution):
         rank = _rank(inner) + missing
@@ -145,7 +155,7 @@ def _describe_transform(transform: transforms.Transform, capture: Capture[T], ra
     inverted = isinstance(transform, transforms._InverseTransform)
     inner = transform.inv if inverted else transform
     name = type(inner).__name__
-    if name not in _TRANSFORMS:
+    if name not in _TRANSFORMS or type(inner) is not _TRANSFORMS[name][0]:
         raise CompileError(
             "E-NOCDF",
             f"a TransformedDistribution through {name} is not supported",
@@ -155,7 +165,7 @@ def _describe_transform(transform: transforms.Transform, capture: Capture[T], ra
     for attribute in _TRANSFORMS[name][1]:
         value = getattr(inner, attribute)
         value = value if isinstance(value, Tensor) else torch.tensor(float(value))
-        captured[attribute] = capture(value, rank + (attribute == "scale_tril"))
+        captured[attribute] = capture(value, rank)
     return Description(name, captured, {}, {"inverse": inverted})
 
 

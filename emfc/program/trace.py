@@ -2,37 +2,29 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
 
 from emfc.program.errors import CompileError
+from emfc.program.finish import finish
 from emfc.program.guard import Guard
-from emfc.program.ir import (
-    Addresses,
-    Instruction,
-    Operand,
-    Output,
-    Parameter,
-    Program,
-    SiteRecord,
-    Specification,
-    dtype_kind,
-)
-from emfc.program.locations import Location, is_library
+from emfc.program.ir import Program, dtype_kind
+from emfc.program.locations import Location, is_library, user_location
 from emfc.program.messenger import ProgramMessenger, RawParameter, RawSite, isolated_store
 from emfc.program.recorder import Recorder
 from emfc.program.refusals import impure
 from emfc.program.shadow import Shadow
-from emfc.program.specification import Description, describe, support_text
+from emfc.program.specification import describe
 
 __all__ = ["Model", "run_model", "trace"]
 
 Model = Callable[..., Any]
+_ONE_AT_A_TIME = threading.RLock()
 
 
 def run_model(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any], messenger: ProgramMessenger) -> None:
@@ -43,6 +35,7 @@ def run_model(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any], me
     """
     try:
         with (
+            _ONE_AT_A_TIME,  # Pyro's stack of handlers is one for the whole process
             torch.random.fork_rng(devices=[]),
             isolated_store(),
             pyro.validation_enabled(False),
@@ -51,7 +44,7 @@ def run_model(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any], me
             model(*args, **kwargs)
     except CompileError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         inner: BaseException = error
         while inner.__cause__ is not None:
             inner = inner.__cause__
@@ -60,7 +53,7 @@ def run_model(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any], me
         location = _raised_at(error)
         raise CompileError(
             "E-MODEL",
-            f"the model raised {type(error).__name__}: {error}",
+            f"the model raised {type(error).__name__}: {error}".rstrip(": "),
             location=str(location) if location else None,
             source=location.source if location else None,
             advice="run the model by itself and mend it first",
@@ -84,23 +77,46 @@ class _Watch:
         self.shadow = Shadow()
         self.recorder = Recorder(self.shadow)
         self.starts: dict[str, int] = {}
+        self.lifted: set[tuple[Any, ...]] = set()
         self.messenger = ProgramMessenger(draw=self.draw, lift=self.lift, seen=self.seen, pause=self.recorder.pause)
 
     def draw(self, site: RawSite) -> Tensor:
+        with self.recorder.pause():
+            check_parameters(site.distribution, site)
         return draw_value(site)
 
     def lift(self, parameter: RawParameter, module: nn.Parameter | None) -> Tensor:
         value = module if module is not None else parameter.value
-        if self.shadow.known(value) and module is not None:  # tied weights: the first name keeps them
+        place = (value.untyped_storage()._cdata, value.storage_offset(), tuple(value.shape), value.stride())
+        if place in self.lifted:  # tied weights: the first name keeps them
             del self.messenger.parameters[parameter.name]
             return value
+        shared = any(place[0] == held[0] for held in self.lifted)
+        if self.shadow.known(value) and not shared:
+            location = user_location(3)
+            raise CompileError(
+                "E-STRUCT",
+                f"parameter {parameter.name!r} was used before pyro.module or pyro.param named it",
+                location=str(location) if location else None,
+                source=location.source if location else None,
+                advice="call pyro.module first",
+            )
+        self.lifted.add(place)
         start = self.shadow.reserve(value.numel(), "parameter", len(self.starts))
         self.starts[parameter.name] = start
-        self.shadow.register(value, torch.arange(start, start + value.numel()).reshape(value.shape), random=True)
+        addresses = torch.arange(start, start + value.numel()).reshape(value.shape)
+        if shared:
+            self.shadow.write(value, addresses)
+        else:
+            self.shadow.register(value, addresses, random=True)
         return value
 
     def seen(self, site: RawSite) -> None:
         self.recorder.site_names.append(site.name)
+        if not site.value.numel() and not site.observed:
+            raise CompileError(
+                "E-STRUCT", "the site has no elements", site=site.name, advice="leave out empty sites", **_at(site)
+            )
         if site.observed:
             if self.shadow.is_random(site.value):
                 raise CompileError(
@@ -131,6 +147,36 @@ class _Watch:
 
 def _at(site: RawSite) -> dict[str, str | None]:
     return {"location": str(site.location), "source": site.location.source} if site.location else {}
+
+
+def check_parameters(distribution: Any, site: RawSite) -> None:
+    """Refuse parameters that violate the distribution's own constraints.
+
+    Raises:
+        CompileError: A parameter has an impossible value at this draw of the program (E-MODEL).
+    """
+    for name in ("base_dist", "_mixture_distribution", "_component_distribution"):
+        if hasattr(distribution, name):
+            check_parameters(getattr(distribution, name), site)
+    if hasattr(distribution, "base_dist"):
+        return
+    for name, constraint in type(distribution).arg_constraints.items() if _has_constraints(distribution) else ():
+        value = distribution.__dict__.get(name)
+        if not isinstance(value, Tensor) or torch.distributions.constraints.is_dependent(constraint):
+            continue
+        if not bool(constraint.check(value).all()):
+            raise CompileError(
+                "E-MODEL",
+                f"{name} of {type(distribution).__name__} violates its constraint {constraint}, "
+                "at least for some values of the sites before it",
+                site=site.name,
+                advice="keep it inside, for example by exp or torch.nn.functional.softplus",
+                **_at(site),
+            )
+
+
+def _has_constraints(distribution: Any) -> bool:
+    return isinstance(getattr(type(distribution), "arg_constraints", None), dict)
 
 
 def draw_value(site: RawSite) -> Tensor:
@@ -177,7 +223,7 @@ def trace(model: Model, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | 
     except CompileError as error:
         if watch.recorder.refused is not None:
             raise watch.recorder.refused from None
-        if error.code == "E-MODEL" and _runs(model, args, kwargs or {}):
+        if error.reason.startswith("the model raised") and _runs(model, args, kwargs or {}):
             raise CompileError(
                 "E-OPERATION",
                 f"the compiler cannot follow this code: {error.reason.removeprefix('the model raised ')}",
@@ -192,7 +238,7 @@ def trace(model: Model, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | 
         raise CompileError(
             "E-STRUCT", "the program has no latent sample site", advice="call pyro.sample without obs= at least once"
         )
-    return _finish(watch)
+    return finish(watch.recorder, watch.messenger, watch.starts)
 
 
 def _runs(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -200,126 +246,6 @@ def _runs(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> boo
     try:
         with torch.random.fork_rng(devices=[]), isolated_store(), pyro.validation_enabled(False):
             model(*args, **kwargs)
-    except Exception:
+    except (Exception, SystemExit):
         return False
     return True
-
-
-def _finish(watch: _Watch) -> Program:
-    """Renumber addresses into the program's value space and drop what nothing needs."""
-    shadow, messenger = watch.shadow, watch.messenger
-    live = _live_instructions(watch)
-    translation = np.zeros(shadow._next, dtype=np.int64)
-    constants: list[Tensor] = []
-    position = 0
-    for start, size, kind, index in shadow.segments:
-        if kind == "constant":
-            translation[start : start + size] = np.arange(position, position + size)
-            constants.append(shadow.constants[index])
-            position += size
-    parameters = []
-    for name, raw in messenger.parameters.items():
-        start, size = watch.starts[name], raw.value.numel()
-        translation[start : start + size] = np.arange(position, position + size)
-        parameters.append(Parameter(name, position, tuple(raw.value.shape), raw.constraint, raw.value.cpu()))
-        position += size
-    for name, site in messenger.sites.items():
-        if not site.observed:
-            start, size = watch.starts["site:" + name], site.value.numel()
-            translation[start : start + size] = np.arange(position, position + size)
-            position += size
-    for index in live:
-        for start, shape, _ in watch.recorder.instructions[index].outputs:
-            size = int(np.prod(shape, dtype=np.int64))
-            translation[start : start + size] = np.arange(position, position + size)
-            position += size
-
-    def operand(raw: tuple[Tensor, str]) -> Operand:
-        return Operand(np.asarray(translation[raw[0].numpy()]), raw[1])
-
-    instructions = []
-    for index in live:
-        step = watch.recorder.instructions[index]
-        outputs = tuple(Output(int(translation[start]), shape, kind) for start, shape, kind in step.outputs)
-        operands = tuple(operand(held) for held in step.operands)
-        instructions.append(Instruction(step.operation, step.arguments, step.keywords, operands, outputs))
-    sites = tuple(_site(site, watch, translation, operand) for site in messenger.sites.values())
-    deterministic = {}
-    for name, value in messenger.deterministic.items():
-        if isinstance(value, Tensor) and shadow.is_random(value):
-            deterministic[name] = operand((shadow.addresses(value), dtype_kind(value.dtype)))
-    return Program(
-        constants=torch.cat(constants),
-        parameters=tuple(parameters),
-        sites=sites,
-        instructions=tuple(instructions),
-        deterministic=deterministic,
-        dtype=str(torch.get_default_dtype()).partition(".")[2],
-        prototype=torch.cat(
-            [site.value.reshape(-1).double().cpu() for site in messenger.sites.values() if not site.observed]
-        ),
-    )
-
-
-def _site(
-    raw: RawSite, watch: _Watch, translation: Addresses, operand: Callable[[tuple[Tensor, str]], Operand]
-) -> SiteRecord:
-    distribution: Any = raw.distribution
-    start = -1 if raw.observed else int(translation[watch.starts["site:" + raw.name]])
-    try:
-        support = distribution.support
-        discrete, text = bool(support.is_discrete), support_text(support)
-    except (NotImplementedError, AttributeError):
-        discrete, text = False, "unknown"
-    specification = Specification("Factor", {}) if raw.description is None else _specification(raw.description, operand)
-    return SiteRecord(
-        name=raw.name,
-        specification=specification,
-        shape=tuple(raw.value.shape),
-        event_dim=len(distribution.event_shape),
-        start=start,
-        observed=raw.observed,
-        discrete=discrete,
-        support=text,
-        plates=raw.plates,
-        location=str(raw.location) if raw.location else None,
-        source=raw.location.source if raw.location else None,
-        adjustment=raw.adjustment,
-    )
-
-
-def _specification(
-    description: Description[tuple[Tensor, str]], operand: Callable[[tuple[Tensor, str]], Operand]
-) -> Specification:
-    return Specification(
-        description.family,
-        {name: operand(raw) for name, raw in description.parameters.items()},
-        {name: _specification(child, operand) for name, child in description.children.items()},
-        description.options,
-    )
-
-
-def _live_instructions(watch: _Watch) -> list[int]:
-    """Indices of the instructions that some site or named output needs, in order."""
-    shadow, recorder = watch.shadow, watch.recorder
-    starts = np.array([segment[0] for segment in shadow.segments], dtype=np.int64)
-    is_instruction = np.array([segment[2] == "instruction" for segment in shadow.segments])
-    indices = np.array([segment[3] for segment in shadow.segments], dtype=np.int64)
-
-    def producers(held: Tensor) -> set[int]:
-        where = np.searchsorted(starts, np.unique(held.numpy()), side="right") - 1
-        return set(indices[where[is_instruction[where]]].tolist())
-
-    needed: set[int] = set()
-    for site in watch.messenger.sites.values():
-        if site.description is not None:
-            for held, _ in site.description.flatten().values():
-                needed |= producers(held)
-    for value in watch.messenger.deterministic.values():
-        if isinstance(value, Tensor) and shadow.is_random(value):
-            needed |= producers(shadow.addresses(value))
-    for index in range(len(recorder.instructions) - 1, -1, -1):
-        if index in needed:
-            for held, _ in recorder.instructions[index].operands:
-                needed |= producers(held)
-    return sorted(needed)

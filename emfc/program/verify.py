@@ -12,9 +12,9 @@ from torch.distributions import transform_to
 
 from emfc.program.constraint import constraint_from_data
 from emfc.program.errors import CompileError
-from emfc.program.ir import Program, SiteRecord, dtype_kind
+from emfc.program.ir import Program, SiteRecord, Specification, dtype_kind
 from emfc.program.messenger import ProgramMessenger, RawParameter, RawSite
-from emfc.program.specification import describe
+from emfc.program.specification import Description, describe
 from emfc.program.trace import draw_value, run_model
 
 __all__ = ["Evaluate", "verify"]
@@ -26,75 +26,84 @@ _RUNS = 2
 def verify(
     program: Program, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], evaluate: Evaluate
 ) -> None:
-    """Run the model again at fresh site values and parameters and compare every site's distribution parameters.
+    """Run the model again, twice, at fresh site values and parameters; compare every site's distribution parameters.
+
+    The two runs are two rows of one evaluation, so that arithmetic that mixes examples shows as well.
 
     Args:
         program: The program.
         model: What it was read from.
         args: Arguments of the model.
         kwargs: Keyword arguments of the model.
-        evaluate: The compiled program: flat site values ``[S]`` and flat parameters ``[P]`` to parameters by path,
-            per site.
+        evaluate: The compiled program: site values ``[rows, S]`` and flat parameters ``[P]`` to parameters by path, per
+            site, each ``[rows, ...]``.
 
     Raises:
-        CompileError: The sites differ between runs (E-STRUCT), or the numbers do (E-IMPURE, E-VERIFY).
+        CompileError: The sites differ between runs (E-STRUCT), or the numbers do (E-IMPURE).
     """
-    for run in range(_RUNS):
-        _verify_once(program, model, args, kwargs, evaluate, seed=7919 * (run + 1))
+    runs = [_Replay(program, model, args, kwargs, seed=7919 * (run + 1)) for run in range(_RUNS)]
+    values = torch.stack([run.values for run in runs])
+    with torch.no_grad():
+        for index, held in evaluate(values, runs[0].parameters):
+            record = program.sites[index]
+            for row, run in enumerate(runs):
+                for path, expected in run.descriptions[record.name].flatten().items():
+                    found = held[path]
+                    _compare(record, path, expected, found[row if len(found) > 1 else 0])
 
 
-def _verify_once(
-    program: Program,
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    evaluate: Evaluate,
-    seed: int,
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    moved: list[tuple[nn.Parameter, Tensor]] = []
-    parameters: dict[str, Tensor] = {}
+class _Replay:
+    """One run of the model in Python, at fresh site values.
 
-    def lift(raw: RawParameter, module: nn.Parameter | None) -> Tensor:
-        value = _perturb(raw, generator)
+    Attributes:
+        values: Values of the latent sites, flat.
+        parameters: Parameter values, flat; the same in every run.
+        descriptions: Distribution parameters by site.
+    """
+
+    def __init__(
+        self, program: Program, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int
+    ) -> None:
+        self._generator = torch.Generator().manual_seed(7919)
+        self._moved: list[tuple[nn.Parameter, Tensor]] = []
+        self._parameters: dict[str, Tensor] = {}
+        messenger = ProgramMessenger(draw=draw_value, lift=self._lift, seen=self._seen, pause=nullcontext)
+
+        def seeded(*inner_args: Any, **inner_kwargs: Any) -> None:
+            torch.manual_seed(seed)
+            model(*inner_args, **inner_kwargs)
+
+        try:
+            run_model(seeded, args, kwargs, messenger)
+        finally:
+            with torch.no_grad():
+                for module, value in self._moved:
+                    module.copy_(value)
+        _check_sites(program, messenger.sites)
+        self.descriptions = {name: site.description for name, site in messenger.sites.items()}
+        held = [
+            site.value.detach().double().reshape(-1).cpu() for site in messenger.sites.values() if not site.observed
+        ]
+        self.values = torch.cat(held)
+        flat = [self._parameters[known.name].detach().double().reshape(-1).cpu() for known in program.parameters]
+        self.parameters = torch.cat(flat) if flat else torch.zeros(0, dtype=torch.float64)
+
+    def _lift(self, raw: RawParameter, module: nn.Parameter | None) -> Tensor:
+        value = _perturb(raw, self._generator)
         if module is None:
-            parameters[raw.name] = value
+            self._parameters[raw.name] = value
             return value
-        if not any(held is module for held, _ in moved):
-            moved.append((module, module.detach().clone()))
+        if not any(held is module for held, _ in self._moved):
+            self._moved.append((module, module.detach().clone()))
             with torch.no_grad():
                 module.copy_(value)
-            parameters[raw.name] = module.detach().clone()
+            self._parameters[raw.name] = module.detach().clone()
         return module
 
-    def seen(site: RawSite) -> None:
+    @staticmethod
+    def _seen(site: RawSite) -> None:
         if site.adjustment != "pyro.factor":
             site.description = describe(site.distribution, _pad)
-
-    messenger = ProgramMessenger(draw=draw_value, lift=lift, seen=seen, pause=nullcontext)
-
-    def seeded(*inner_args: Any, **inner_kwargs: Any) -> None:
-        torch.manual_seed(seed)
-        model(*inner_args, **inner_kwargs)
-
-    try:
-        run_model(seeded, args, kwargs, messenger)
-    finally:
-        with torch.no_grad():
-            for module, value in moved:
-                module.copy_(value)
-    _check_sites(program, messenger.sites)
-    values = [site.value.detach().double().reshape(-1).cpu() for site in messenger.sites.values() if not site.observed]
-    flat = [parameters[held.name].detach().double().reshape(-1).cpu() for held in program.parameters]
-    names = list(messenger.sites)
-    with torch.no_grad():
-        for index, held in evaluate(
-            torch.cat(values), torch.cat(flat) if flat else torch.zeros(0, dtype=torch.float64)
-        ):
-            record = program.sites[index]
-            expected = messenger.sites[names[index]].description.flatten()
-            for path, value in expected.items():
-                _compare(record, path, value, held[path])
 
 
 def _perturb(raw: RawParameter, generator: torch.Generator) -> Tensor:
@@ -109,19 +118,30 @@ def _perturb(raw: RawParameter, generator: torch.Generator) -> Tensor:
 
 
 def _pad(tensor: Tensor, rank: int) -> Tensor:
-    held = tensor.detach()
+    held = tensor.detach().clone()  # a module's own weights are put back after the run
     return held.reshape((1,) * (rank - held.ndim) + tuple(held.shape))
 
 
 def _check_sites(program: Program, sites: Mapping[str, RawSite]) -> None:
     for record, (name, site) in zip(program.sites, sites.items(), strict=False):
         same = record.name == name and record.shape == tuple(site.value.shape) and record.observed == site.observed
-        if not same or (site.description is not None and site.description.family != record.specification.family):
+        if not same or (site.description is not None and not _alike(site.description, record.specification)):
             raise _changed(record, name, str(site.location) if site.location else None)
     if len(program.sites) != len(sites):
         extra = list(sites)[len(program.sites) :] or [held.name for held in program.sites[len(sites) :]]
         record = program.sites[min(len(sites), len(program.sites)) - 1]
         raise _changed(record, extra[0], record.location)
+
+
+def _alike(description: Description[Tensor], specification: Specification) -> bool:
+    """Whether two readings of a distribution have the same families, transforms and options throughout."""
+    return (
+        description.family == specification.family
+        and dict(description.options) == dict(specification.options)
+        and list(description.parameters) == list(specification.parameters)
+        and list(description.children) == list(specification.children)
+        and all(_alike(child, specification.children[name]) for name, child in description.children.items())
+    )
 
 
 def _changed(record: SiteRecord, name: str, location: str | None) -> CompileError:
@@ -141,7 +161,8 @@ def _compare(record: SiteRecord, path: str, expected: Tensor, found: Tensor) -> 
     relative = 1e-3 if single else 1e-8
     expected = expected.double().cpu()
     found = found.double().cpu()
-    scale = expected.abs().amax().clamp(min=1e-30) if expected.numel() else expected.new_ones(())
+    finite = expected[expected.isfinite()]
+    scale = finite.abs().amax().clamp(min=1e-30) if finite.numel() else expected.new_ones(())
     close = torch.isclose(found, expected, rtol=relative, atol=float(scale) * relative * 0.1, equal_nan=True)
     if bool(close.all()):
         return

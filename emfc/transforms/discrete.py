@@ -108,7 +108,7 @@ class TableFamily(ScalarFamily):
 
     def knots(self) -> tuple[Position, Tensor, Tensor] | None:
         """The levels' lower ends, without the first; none where elements differ in how many they have."""
-        if isinstance(self.levels, Tensor):
+        if isinstance(self.levels, Tensor) or self.levels < 2:
             return None
         _, below, above = self._cumulative_masses()
         tiny = torch.finfo(below.dtype).tiny

@@ -1,0 +1,36 @@
+"""An instruction as it is recorded, before addresses are final."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from emfc.program.ir import Ref, dtype_kind
+
+__all__ = ["RawInstruction", "template"]
+
+
+@dataclass(frozen=True, slots=True)
+class RawInstruction:
+    """An instruction as recorded: operand addresses are provisional torch tensors."""
+
+    operation: str
+    arguments: tuple[Any, ...]
+    keywords: tuple[tuple[str, Any], ...]
+    operands: tuple[tuple[Tensor, str], ...]
+    outputs: tuple[tuple[int, tuple[int, ...], str], ...]
+
+
+def template(value: Any, counter: Iterator[int]) -> Any:
+    """Arguments with tensors replaced by references in order, and dtypes by their kinds."""
+    if isinstance(value, Tensor):
+        return Ref(next(counter))
+    if isinstance(value, (list, tuple)):
+        return tuple(template(item, counter) for item in value)
+    if isinstance(value, torch.dtype):
+        return {"dtype": dtype_kind(value)}
+    return value
