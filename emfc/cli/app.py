@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,6 +20,13 @@ __all__ = ["app", "main"]
 
 DONE, OUR_FAULT, USER_FAULT, INTERRUPTED = 0, 1, 2, 130
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+PLAIN_WORDS = {
+    r"Input should be a valid integer.*": "it needs a whole number",
+    r"Input should be a valid number.*": "it needs a number",
+    r"Input should be less than or equal to (\S+?)\.?$": r"it must be at most \1",
+    r"Input should be greater than or equal to (\S+?)\.?$": r"it must be at least \1",
+}
 
 
 class Commands(TyperGroup):
@@ -51,6 +59,7 @@ class Commands(TyperGroup):
         **extra: Any,
     ) -> Any:
         try:
+            _refuse_empty(sys.argv[1:] if args is None else args)
             status = super().main(
                 args=args,
                 prog_name=prog_name or "emfc",
@@ -66,6 +75,16 @@ class Commands(TyperGroup):
         if not standalone_mode:
             return status
         sys.exit(status if isinstance(status, int) else DONE)
+
+
+def _refuse_empty(words: Sequence[str]) -> None:
+    """Refuse an empty argument, which would be taken for the current folder."""
+    for before, word in zip(("emfc", *words), words, strict=False):
+        option, equals, value = word.partition("=")
+        if not word.strip():
+            raise UserError(f"the argument after {before!r} is empty; give a path or another value there")
+        if option.startswith("--") and equals and not value.strip():
+            raise UserError(f"the value of {option} is empty; give a path or another value there")
 
 
 def _close_output() -> None:
@@ -95,6 +114,8 @@ def _report_usage(error: Any) -> int:
         return USER_FAULT
     command = context.command_path if context is not None else "emfc"
     message = str(error.format_message()).replace("Value error, ", "").strip()
+    for odd, plain in PLAIN_WORDS.items():
+        message = re.sub(odd, plain, message)
     stop = "" if message.endswith((".", "?")) else "."
     print(f"{command}: {message}{stop} See `{command} --help`.", file=sys.stderr)
     return USER_FAULT

@@ -8,12 +8,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["finite_or_none", "print_json", "print_table", "say"]
+__all__ = ["finite_or_none", "plus_minus", "print_json", "print_table", "say"]
 
 
 def say(text: str) -> None:
     """Say a sentence on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def plus_minus(value: float, error: float, *, digits: int = 2) -> str:
+    """Write a number and its standard error, which is left out where there is none."""
+    return f"{value:.{digits}f}" + (f" ± {error:.{digits}f}" if math.isfinite(error) else "")
 
 
 def print_json(document: Mapping[str, Any]) -> None:

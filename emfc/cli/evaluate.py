@@ -22,7 +22,7 @@ __all__ = ["evaluate", "log_prob_of_file", "register"]
 
 def register(app: typer.Typer) -> None:
     """Add the command to the application."""
-    app.command("evaluate", epilog="Example: emfc evaluate runs/digits new_digits.npz")(evaluate)
+    app.command("evaluate", epilog="Example: emfc evaluate runs/digits digits.npz")(evaluate)
 
 
 def evaluate(
@@ -38,7 +38,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Print the mean negative log likelihood of the examples in a file, and its standard error, in nats."""
-    from emfc.cli.console import print_json
+    from emfc.cli.console import plus_minus, print_json
     from emfc.cli.contenders import mean_and_error, unit_metrics
     from emfc.cli.run_folder import load_run
 
@@ -50,7 +50,9 @@ def evaluate(
         names = {key.replace("test_", ""): value for key, value in unit.items()}
         print_json({"run": run, "file": str(data), "nll": nll, "nll_se": error, "rows": table.rows, **names})
         return
-    print(f"{nll:.4f} ± {error:.4f} nats per example ({table.rows:,} rows)")
+    print(
+        f"{plus_minus(nll, error, digits=4)} nats per example ({table.rows:,} {'row' if table.rows == 1 else 'rows'})"
+    )
     if unit:
         print(f"{unit['test_nll_unit']:.4f} nats in [0,1]^D, {unit['bits_per_dim']:.4f} bits per dimension")
 
@@ -70,7 +72,9 @@ def log_prob_of_file(flow: Any, path: Path, context: Path | None, *, seed: int) 
     Raises:
         UserError: The files do not fit the flow.
     """
+    from emfc.cli.console import say
     from emfc.cli.examples import check_support, from_file, model_input, read_context, require_width
+    from emfc.data import first_few
     from emfc.errors import UserError
     from emfc.training import log_prob
 
@@ -83,4 +87,9 @@ def log_prob_of_file(flow: Any, path: Path, context: Path | None, *, seed: int) 
         raise UserError(f"this flow is conditional: give --context FILE with {width} columns, one row for each example")
     with numeric_defaults(dtype_name(flow), seed) as kind:
         check_support(table, flow)
-        return table, log_prob(flow, model_input(table, kind), context=contexts, seed=seed).cpu()
+        found = log_prob(flow, model_input(table, kind), context=contexts, seed=seed).cpu()
+    without = (~found.isfinite()).nonzero().flatten().tolist()
+    if without:
+        place = f"{'row' if len(without) == 1 else 'rows'} {first_few(without)} (counted from 0)"
+        say(f"{table.where}: {place}: the density is zero, or too small or too large to compute in {dtype_name(flow)}")
+    return table, found

@@ -25,6 +25,7 @@ __all__ = [
     "from_program",
     "model_input",
     "read_context",
+    "require_size",
     "require_width",
     "split_draws",
 ]
@@ -122,6 +123,17 @@ def model_input(table: ExampleTable, dtype: torch.dtype) -> dict[str, Tensor]:
     return {site: values.to(dtype) for site, values in table.values.items()}
 
 
+def require_size(table: ExampleTable, dtype: torch.dtype) -> None:
+    """Refuse values that a floating-point type cannot hold.
+
+    Raises:
+        UserError: A value is too large; says which rows and site.
+    """
+    for site, values in table.values.items():
+        name = str(dtype).removeprefix("torch.")
+        _refuse(table, site, None, ~values.to(dtype).isfinite(), f"is too large for {name}")
+
+
 def check_support(table: ExampleTable, flow: Any) -> None:
     """Refuse examples that a flow gives no density.
 
@@ -136,11 +148,13 @@ def check_support(table: ExampleTable, flow: Any) -> None:
     layer = flow.layer
     place = flow.noise_reference
     sites = flow.graph.sites
+    require_size(table, place.dtype)
     if flow.preprocess is None:
         for site, values in table.values.items():
             if sites[site].discrete:
                 _refuse(table, site, sites[site], values != values.round(), "is no whole number")
-        packed = flow.pack({site: values.to(place) for site, values in table.values.items()})
+        inner = {site: values + 0.5 if sites[site].discrete else values for site, values in table.values.items()}
+        packed = ExampleTable(inner, table.where).flat.to(place)
     else:
         raw = flow.preprocess.pack(table.flat.to(place), generator=torch.Generator().manual_seed(0))
         packed, ladj = flow.preprocess.call_and_ladj(raw)

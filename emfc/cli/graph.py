@@ -17,6 +17,7 @@ from emfc.cli.options import (
     SetOption,
     numeric_defaults,
     read_settings,
+    refuse_inputs,
 )
 from emfc.errors import UserError
 
@@ -73,6 +74,7 @@ def graph(
         raise UserError(f"a picture needs a file: emfc graph {program} -o FILE.{chosen}")
     if output is not None:
         check_target(output)
+        refuse_inputs(output, Path(program), Path(program.rpartition(":")[0] or program))
         if chosen in ("svg", "png") and output.suffix.lower() != f".{chosen}":
             raise UserError(f"{output} does not end in .{chosen}, the format that was asked for")
     with numeric_defaults(dtype, seed):

@@ -156,6 +156,8 @@ def _split(text: str) -> tuple[Path, str]:
     path, colon, name = text.rpartition(":")
     if colon and name.isidentifier() and path.endswith(".py"):
         return Path(path), name
+    if colon and not name and path.endswith(".py"):
+        raise UserError(f"no name follows the colon of {text!r}; write FILE.py or FILE.py:NAME")
     if colon and path.endswith(".py"):
         raise UserError(f"{name!r} in {text!r} is not the name of a program; write FILE.py:NAME")
     return Path(text), "model"

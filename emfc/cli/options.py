@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +32,7 @@ __all__ = [
     "read_device",
     "read_settings",
     "read_widths",
+    "refuse_inputs",
     "require_named",
 ]
 
@@ -44,7 +46,7 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Keyword argument of the program; VALUE is JSON. Repeatable."),
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0)]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of everything random.", min=0, max=2**63 - 1)]
 DeviceOption = Annotated[str, typer.Option("--device", help="Device to compute on, such as cpu or cuda.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 ImageOption = Annotated[
@@ -118,6 +120,9 @@ def read_device(text: str) -> torch.device:
 
     try:
         device = torch.device(text)
+    except RuntimeError as error:
+        raise UserError(f"there is no device {text!r}; use cpu, cuda, or cuda:1 for the second of several") from error
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "it is not there"
@@ -155,6 +160,19 @@ def numeric_defaults(dtype: DtypeName | str, seed: int) -> Iterator[torch.dtype]
         yield chosen
     finally:
         torch.set_default_dtype(before)
+
+
+def refuse_inputs(output: Path | None, *inputs: Path | None) -> None:
+    """Refuse to write over a file that the same command reads.
+
+    Raises:
+        UserError: The output is one of the inputs.
+    """
+    if output is None or not output.exists():
+        return
+    for path in inputs:
+        if path is not None and path.exists() and output.samefile(path):
+            raise UserError(f"the output {output} is the file that is read; give another name, so that it is kept")
 
 
 def require_named(given: Sequence[str], known: Sequence[str], *, what: str) -> None:

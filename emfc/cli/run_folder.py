@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,13 +67,27 @@ def choose_run(path: Path | None, name: str, *, overwrite: bool, resume: bool = 
         raise UserError(f"{path} is a file; --out needs a folder")
     if path.is_dir() and any(path.iterdir()):
         _require_replaceable(path, overwrite=overwrite, resume=resume)
-    above = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.is_dir())
-    for folder in (above, path.absolute().parent):
-        if folder.is_dir() and not os.access(folder, os.W_OK):
-            raise UserError(f"the run folder {path} cannot be made: {folder} may not be written to")
+    _require_writable(path)
     if resume and not has_unfinished(path):
         raise UserError(f"there is no unfinished training of {path} to go on from; leave out --resume to begin one")
     return path
+
+
+def _require_writable(path: Path) -> None:
+    """Try, in the nearest folder that exists, whether a run folder and the folders above it can be made."""
+    parents = path.absolute().parents
+    above = next(parent for parent in parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise UserError(f"the run folder {path} cannot be made: {above} is not a folder")
+    for folder in (above, path):
+        if not folder.is_dir():
+            continue
+        try:
+            if not os.access(folder, os.W_OK):
+                raise PermissionError
+            Path(tempfile.mkdtemp(prefix=".emfc-", dir=folder)).rmdir()
+        except OSError as error:
+            raise UserError(f"the run folder {path} cannot be made: {folder} may not be written to") from error
 
 
 def _default_run(name: str, *, overwrite: bool, resume: bool) -> Path:
@@ -152,6 +167,8 @@ def load_run(path: str, *, device: torch.device) -> EmbeddedModelFlow:
     """
     from emfc.flows import load
 
+    if (Path(path) / MANIFEST).is_dir():
+        raise UserError(f"{path} is not a run folder: its {MANIFEST} is a folder")
     try:
         flow = load(path, device=device)
     except UserError as error:

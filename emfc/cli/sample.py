@@ -17,6 +17,7 @@ from emfc.cli.options import (
     dtype_name,
     numeric_defaults,
     read_device,
+    refuse_inputs,
 )
 from emfc.errors import UserError
 
@@ -57,6 +58,7 @@ def sample(
     picture_only = output is not None and output.suffix.lower() == ".png"
     if output is not None:
         (check_picture_target if picture_only else check_table_target)(output)
+        refuse_inputs(output, context)
     flow = load_run(run, device=read_device(device))
     size = image_shape(flow.layer.example_sites, image or known_image(run))
     if picture_only and size is None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emfc.cli.options import DeviceOption, ImageOption, JsonOption, RunArgument, SeedOption, read_device
+from emfc.cli.options import DeviceOption, ImageOption, JsonOption, RunArgument, SeedOption, read_device, refuse_inputs
 from emfc.errors import UserError
 
 __all__ = ["register", "score"]
@@ -26,7 +26,8 @@ def score(
         Path, typer.Argument(metavar="FILE", help="Examples: .npz, .npy, .csv or .parquet.", show_default=False)
     ],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="File to write: the examples and `log_prob`.")
+        Path | None,
+        typer.Option("-o", "--output", help="File to write, .npz, .csv or .parquet: the examples and `log_prob`."),
     ] = None,
     top: Annotated[int, typer.Option("--top", min=0, help="List this many of the most probable rows.")] = 0,
     bottom: Annotated[int, typer.Option("--bottom", min=0, help="List this many of the least probable rows.")] = 0,
@@ -51,8 +52,14 @@ def score(
 
     if output is not None:
         check_table_target(output)
+        if output.suffix.lower() == ".npy":
+            raise UserError(
+                f"{output}: .npy has no column names, so log_prob would be lost; use .npz, .csv or .parquet"
+            )
+        refuse_inputs(output, data, context)
     if picture is not None:
         check_picture_target(picture)
+        refuse_inputs(picture, data, context)
     flow = load_run(run, device=read_device(device))
     sites = flow.layer.example_sites
     if output is not None and "log_prob" in sites:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from emfc import __version__
-from emfc.cli.console import print_table
+from emfc.cli.console import plus_minus, print_table
 from emfc.cli.contenders import Trained
 from emfc.cli.pictures import draw_ranks, draw_samples, draw_training
 from emfc.cli.run_folder import METRICS, write_json
@@ -113,16 +113,12 @@ def print_result(run: TrainingRun, trained: Sequence[Trained], result: dict[str,
     rows = []
     for index, row in enumerate(trained):
         found = result if index == 0 else result[row.contender.key]
-        cells = [row.contender.title, _plus_minus(found["test_nll"], found["test_nll_se"])]
+        cells = [row.contender.title, plus_minus(found["test_nll"], found["test_nll_se"])]
         if unit:
-            cells += [_plus_minus(found["test_nll_unit"], found["test_nll_unit_se"]), f"{found['bits_per_dim']:.3f}"]
+            cells += [plus_minus(found["test_nll_unit"], found["test_nll_unit_se"]), f"{found['bits_per_dim']:.3f}"]
         if len(trained) > 1:
-            cells.append(_plus_minus(found["difference"], found["difference_se"]) if index else "-")
+            cells.append(plus_minus(found["difference"], found["difference_se"]) if index else "-")
         rows.append([*cells, f"{found['parameters']:,}", str(found["epochs"]), f"{found['seconds']:.1f}"])
     count = result["rows"]
     told = f"{count['train']} training, {count['validation']} validation and {count['test']} test rows"
     print_table(columns, rows, title=f"{run.program.title}: {told}", turn=True)
-
-
-def _plus_minus(value: float, error: float) -> str:
-    return f"{value:.2f} ± {error:.2f}"

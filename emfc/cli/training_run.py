@@ -23,7 +23,15 @@ from emfc.cli.contenders import (
     measure,
     set_start,
 )
-from emfc.cli.examples import ExampleTable, check_support, from_file, from_program, model_input, read_context
+from emfc.cli.examples import (
+    ExampleTable,
+    check_support,
+    from_file,
+    from_program,
+    model_input,
+    read_context,
+    require_size,
+)
 from emfc.cli.fingerprint import digest_of_program, digest_of_values
 from emfc.cli.graph import graph_nodes
 from emfc.cli.run_folder import METRICS, holds_finished, new_run, write_json
@@ -129,6 +137,7 @@ def _train(run: TrainingRun) -> tuple[list[Trained], dict[str, Any], Path]:
         table = from_program(run.program, graph, sites, seed=run.seed)
     context = read_context(run.context, table.rows)
     split = split_rows(table.rows, seed=run.seed)
+    require_size(table, run.fitting["dtype"])
     training = table.take(split.train)
     preprocess = _preprocess(run, graph, training)
     torch.manual_seed(run.seed)

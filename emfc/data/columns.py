@@ -13,10 +13,19 @@ import numpy.typing as npt
 
 from emfc.errors import UserError
 
-__all__ = ["column_names", "first_few", "join_columns", "match_columns", "nearest_name", "split_columns"]
+__all__ = [
+    "column_names",
+    "first_few",
+    "join_columns",
+    "match_columns",
+    "nearest_name",
+    "separator_hint",
+    "split_columns",
+]
 
 Shape = tuple[int, ...]
 Array = npt.NDArray[np.float64]
+INDEX_NAMES = ("", "Unnamed: 0", "__index_level_0__")
 
 
 def column_names(sites: Mapping[str, Shape]) -> list[str]:
@@ -69,6 +78,21 @@ def first_few(items: Sequence[object], limit: int = 5) -> str:
     if len(shown) > 1:
         return f"{', '.join(shown[:-1])} and {shown[-1]}"
     return shown[0] if shown else "none"
+
+
+def separator_hint(names: Sequence[str]) -> str:
+    """Say that a table seems to be separated by something else than commas, or nothing.
+
+    Args:
+        names: The cells of its first line, as commas part them.
+
+    Returns:
+        A phrase that begins with a semicolon, or nothing.
+    """
+    for character, word in ((";", "semicolons"), ("\t", "tabs")):
+        if any(character in name for name in names):
+            return f"; the cells seem to be separated by {word}: separate them by commas"
+    return ""
 
 
 def split_columns(matrix: Array, sites: Mapping[str, Shape]) -> dict[str, Array]:
@@ -144,7 +168,16 @@ def match_columns(found: Sequence[str], sites: Mapping[str, Shape], *, where: st
             )
         names = first_few([repr(name) for name in unknown])
         what = f"the column {names} matches" if len(unknown) == 1 else f"the columns {names} match"
-        hint = nearest_name(unknown[0], wanted) or f"; the program's columns are {first_few(wanted)}"
+        if any(name in INDEX_NAMES for name in unknown):
+            raise UserError(
+                f"{where}: {what} no site of the program; the column without a name looks like row numbers: "
+                "leave it out when you write the file (in pandas, index=False)"
+            )
+        hint = (
+            separator_hint(tidy)
+            or nearest_name(unknown[0], wanted)
+            or f"; the program's columns are {first_few(wanted)}"
+        )
         raise UserError(f"{where}: {what} no site of the program{hint}")
     missing = [name for name in wanted if name not in places]
     if missing:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from emfc.data.columns import separator_hint
 from emfc.errors import UserError
 
 __all__ = ["READERS", "Columns", "read_csv", "read_npy", "read_npz", "read_parquet"]
@@ -130,7 +131,8 @@ def read_csv(path: Path) -> Columns:
             raise UserError(f"{path} is not a readable .csv file") from unreadable
     if uneven:
         lines = f" at line {uneven[0]}" if uneven[0] > 0 else ""
-        raise UserError(f"{path} is ragged{lines}: every line needs {len(names)} cells, as the first one has")
+        hint = separator_hint(names)
+        raise UserError(f"{path} is ragged{lines}: every line needs {len(names)} cells, as the first one has{hint}")
     return Columns(names, [np.asarray(column.to_numpy(), dtype=np.float64) for column in table.columns])
 
 
@@ -194,5 +196,6 @@ def _csv_fault(path: Path, names: list[str], table: object) -> str:
             try:
                 float(cell)
             except ValueError:
-                return f"{path}: the column {name!r} is not numeric: row {row} (counted from 0) holds {cell[:30]!r}"
+                told = f"row {row} (counted from 0) holds {cell[:30]!r}"
+                return f"{path}: the column {name!r} is not numeric: {told}{separator_hint(names)}"
     return f"{path} is not a readable .csv file of numbers"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from emfc.data.columns import column_names
 from emfc.report.canvas import DATA_COLOUR, SAMPLE_COLOUR, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["draw_examples", "draw_series", "draw_training_curves", "series_of"]
 
 MOST_PANELS = 6
+MOST_NAMED = 16
+OTHERS = "other elements"
 COLOURS = (DATA_COLOUR, SAMPLE_COLOUR, "#5f8f5a", "#8a6bb1", "#b8912f", "#4f9a9a")
 
 
@@ -37,6 +40,8 @@ def draw_training_curves(
     Raises:
         UserError: The picture cannot be written.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(7.0, 4.2)
     axes = figure.subplots()
     shown: list[float] = []
@@ -46,7 +51,15 @@ def draw_training_curves(
             losses = list(history.get(part, ()))
             if not losses:
                 continue
-            axes.plot(range(1, len(losses) + 1), losses, style, color=colour, linewidth=width, label=f"{name}, {part}")
+            axes.plot(
+                range(1, len(losses) + 1),
+                losses,
+                style,
+                color=colour,
+                linewidth=width,
+                marker="x" if len(losses) == 1 else None,
+                label=f"{name}, {part}",
+            )
             shown.extend(loss for loss in losses[len(losses) // 20 :] if math.isfinite(loss))
         best = _best(history.get("validation", ()))
         if best is not None:
@@ -56,6 +69,7 @@ def draw_training_curves(
         margin = 0.05 * (high - low) or 1.0
         axes.set_ylim(low - margin, high + margin)
         axes.legend(fontsize=8, frameon=False)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"negative log likelihood, {unit}")
     axes.set_title("Training (a dot marks the weights that were kept)", fontsize=10)
@@ -102,7 +116,7 @@ def series_of(sites: Mapping[str, tuple[int, ...]]) -> dict[str, list[int]]:
         else:
             rest.extend(positions)
     if rest:
-        series["other elements"] = sorted(rest)
+        series[OTHERS] = sorted(rest)
     return series
 
 
@@ -125,6 +139,7 @@ def draw_series(
         UserError: The picture cannot be written.
     """
     series = series_of(sites)
+    names = column_names(sites)
     shown = list(series.items())[:MOST_PANELS]
     left = len(series) - len(shown)
     figure = new_figure(4.2 * len(panels), 1.9 * len(shown) + 0.6)
@@ -133,8 +148,15 @@ def draw_series(
         for index, (axes, (title, examples)) in enumerate(zip(row, panels.items(), strict=True)):
             lines = examples[:most, positions].detach().cpu().float().numpy()
             colour = COLOURS[index % 2]
-            marker = "." if lines.shape[1] < 30 else None
-            axes.plot(lines.T, color=colour, linewidth=0.7, alpha=0.45, marker=marker, markersize=3)
+            if name == OTHERS and len(positions) <= MOST_NAMED:
+                places = range(len(positions))
+                axes.plot(places, lines.T, ".", color=colour, alpha=0.45, markersize=3)
+                axes.set_xticks(places, [names[position] for position in positions], rotation=30, ha="right")
+                axes.margins(x=0.2)
+            else:
+                joined = "" if name == OTHERS else "-"
+                marker = "." if lines.shape[1] < 30 or not joined else None
+                axes.plot(lines.T, joined, color=colour, linewidth=0.7, alpha=0.45, marker=marker, markersize=3)
             axes.set_title(f"{title}: {name}", fontsize=9)
             _tidy(axes)
     if left:

@@ -87,3 +87,19 @@ def test_graph_as_a_picture(programs: Path, command, tmp_path: Path, ending: str
     result = command("graph", programs / "images.py", "--set", "populations=2", "-o", tmp_path / f"g.{ending}")
     assert "wrote" in result.stderr
     assert (tmp_path / f"g.{ending}").stat().st_size > 1000
+
+
+def test_what_a_program_prints_is_no_result(tmp_path: Path, command, command_json) -> None:
+    (tmp_path / "noisy.py").write_text(
+        "print('import!')\n"
+        "import pyro, torch, pyro.distributions as dist\n"
+        "def model():\n    print('model!')\n    pyro.sample('x', dist.Normal(torch.zeros(2), 1.0).to_event(1))\n"
+        "def data():\n    print('data!')\n    return {'x': torch.randn(20, 2)}\n"
+        "def start(data):\n    print('start!')\n    return {}\n"
+    )
+    command_json("check", tmp_path / "noisy.py")
+    json.loads(command("graph", tmp_path / "noisy.py", "--format", "json").stdout)
+    words = ("train", tmp_path / "noisy.py", "--out", tmp_path / "r", "--epochs", 1, "--hidden", 8)
+    command_json(*words, "--baseline")
+    said = command(*words, "--overwrite", "--json").stderr
+    assert all(f"{name}!" in said for name in ("import", "model", "data", "start"))

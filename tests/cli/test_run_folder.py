@@ -104,3 +104,11 @@ def test_a_kill_between_two_renames_loses_nothing(tmp_path: Path, step: str) -> 
     assert (target / "manifest.json").read_text() == "newest"
     assert (target / "notes.txt").read_text() == "mine"
     assert not list(inside.iterdir())
+
+
+def test_folders_above_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file is not a folder"):
+        choose_run(tmp_path / "file" / "run", "name", overwrite=False)
+    choose_run(tmp_path / "new" / "run", "name", overwrite=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

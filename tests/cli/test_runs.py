@@ -166,3 +166,46 @@ def test_damaged_runs(name: str, chain_run, examples: Path, tmp_path: Path, comm
         assert result.stdout == ""
         assert result.stderr.count("\n") == 1
         assert "run" in result.stderr
+
+
+def test_one_row_has_no_error(chain_run, tmp_path: Path, command, command_json) -> None:
+    write_table(tmp_path / "one.csv", dict.fromkeys(SITES, torch.ones(1)))
+    assert "nan" not in (said := command("evaluate", chain_run[0], tmp_path / "one.csv").stdout)
+    assert said.endswith("nats per example (1 row)\n")
+    assert command_json("evaluate", chain_run[0], tmp_path / "one.csv")["nll_se"] is None
+
+
+def test_values_that_are_huge(chain_run, tmp_path: Path, command) -> None:
+    table = {site: torch.ones(3, dtype=torch.float64) for site in SITES}
+    table["x_1"][1] = 1e300
+    write_table(tmp_path / "big.csv", table)
+    refused = command("evaluate", chain_run[0], tmp_path / "big.csv", status=2).stderr
+    assert "row 1 (counted from 0): site 'x_1': x_1 = 1e+300 is too large for float32" in refused
+
+
+def test_rows_without_density_are_named(programs: Path, tmp_path: Path, command, command_json) -> None:
+    command("train", programs / "plain.py", "--data", _plain(tmp_path, 1.0), "--out", tmp_path / "r", "--epochs", 1)
+    far = _plain(tmp_path, 1e30)
+    assert "row 1 (counted from 0): the density is zero" in command("evaluate", tmp_path / "r", far).stderr
+    assert command_json("evaluate", tmp_path / "r", far)["nll"] is None
+
+
+def _plain(folder: Path, value: float) -> Path:
+    values = torch.randn(12, 2, generator=torch.Generator().manual_seed(0))
+    values[1] = value
+    write_table(folder / "plain.npy", {"x": values})
+    return folder / "plain.npy"
+
+
+def test_inputs_are_not_overwritten(chain_run, programs: Path, examples: Path, command) -> None:
+    before = examples.read_bytes()
+    assert "is the file that is read" in command("score", chain_run[0], examples, "-o", examples, status=2).stderr
+    assert examples.read_bytes() == before
+    program = programs / "chain.py"
+    words = ("graph", f"{program}:model", "--format", "text", "-o", program)
+    assert "is the file that is read" in command(*words, status=2).stderr
+
+
+def test_a_manifest_that_is_a_folder(tmp_path: Path, command) -> None:
+    (tmp_path / "run" / "manifest.json").mkdir(parents=True)
+    assert "its manifest.json is a folder" in command("sample", tmp_path / "run", status=2).stderr

@@ -247,3 +247,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         write_table(tmp_path / "t.csv", {"a": torch.ones(1), "b": torch.ones(2)})
     assert [path.name for path in tmp_path.iterdir()] == ["t.csv"]
     assert read_table(tmp_path / "t.csv", {"a": ()})["a"].item() == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x;y\n1;2\n", "separated by semicolons"),
+        ("x;y\n1,5;2,5\n", "separated by semicolons"),
+        ("x\ty\n1\t2\n", "separated by tabs"),
+        (",x,y\n0,1,2\n", "index=False"),
+    ],
+)
+def test_tables_of_other_programs_get_a_hint(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        read_table(tmp_path / "a.csv", {"x": (), "y": ()})

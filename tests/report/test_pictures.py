@@ -144,3 +144,13 @@ def test_bad_targets(tmp_path: Path) -> None:
         draw_graph(tmp_path / "a.txt", _chain(2))
     with pytest.raises(UserError, match="does not exist"):
         draw_graph(tmp_path / "no" / "a.png", _chain(2))
+
+
+def test_scalars_that_are_no_series_are_named(tmp_path: Path) -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw_examples(tmp_path / "a.svg", {"data": torch.randn(9, 3)}, {"mass": (), "radius": (), "heat": ()})
+        draw_training_curves(tmp_path / "b.svg", {"flow": {"train": [2.0, 1.0], "validation": [2.0, 1.0]}})
+    assert all(name in (tmp_path / "a.svg").read_text() for name in ("mass", "radius", "heat"))
+    assert "1.2" not in (tmp_path / "b.svg").read_text().partition("epoch")[0].rpartition('<g id="matplotlib.axis_1')[2]
