@@ -147,7 +147,13 @@ def _mapped(step: Step, inputs: Sequence[Tensor], lead: int, dtype: torch.dtype)
         results = single(*(value.reshape(value.shape[lead:]) for value in inputs))
         return tuple(result.reshape((1,) * lead + tuple(result.shape)) for result in results)
     if 0 in sizes:  # no example at all: run one and keep none
-        one = [value.new_ones((1,) * lead + tuple(value.shape[lead:])) for value in inputs]
+        shapes = [(1,) * lead + tuple(value.shape[lead:]) for value in inputs]
+        one = [
+            value.new_ones(shape)
+            if value.is_floating_point()
+            else value.new_zeros(shape)  # an index of 0 always exists
+            for value, shape in zip(inputs, shapes, strict=True)
+        ]
         kept = _mapped(step, one, lead, dtype)
         return tuple(result.expand(*sizes, *result.shape[lead:]) for result in kept)
     flat = [

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,14 +32,16 @@ def finish(recorder: Recorder, messenger: ProgramMessenger, starts: Mapping[str,
     """Renumber addresses into the program's value space and drop what nothing needs."""
     shadow = recorder.shadow
     live = _live_instructions(recorder, messenger)
-    translation = np.zeros(shadow._next, dtype=np.int64)
+    translation = np.zeros(shadow.size, dtype=np.int64)
     constants: list[Tensor] = []
     position = 0
+    read = _read_addresses(recorder, messenger, live)
     for start, size, kind, index in shadow.segments:
         if kind == "constant":
-            translation[start : start + size] = np.arange(position, position + size)
-            constants.append(shadow.constants[index])
-            position += size
+            kept = np.flatnonzero(read[start : start + size])
+            translation[start + kept] = np.arange(position, position + len(kept))
+            constants.append(shadow.constants[index][torch.from_numpy(kept)])
+            position += len(kept)
     parameters = []
     for name, raw in messenger.parameters.items():
         start, size = starts[name], raw.value.numel()
@@ -119,6 +122,24 @@ def _specification(
         {name: _specification(child, operand) for name, child in description.children.items()},
         description.options,
     )
+
+
+def _read_addresses(recorder: Recorder, messenger: ProgramMessenger, live: list[int]) -> npt.NDArray[np.bool_]:
+    """Which addresses something reads; address 0, the number zero, always counts."""
+    shadow = recorder.shadow
+    read = np.zeros(shadow.size, dtype=np.bool_)
+    read[0] = True
+    for index in live:
+        for held, _ in recorder.instructions[index].operands:
+            read[held.numpy()] = True
+    for site in messenger.sites.values():
+        if site.description is not None:
+            for held, _ in site.description.flatten().values():
+                read[held.numpy()] = True
+    for value in messenger.deterministic.values():
+        if isinstance(value, Tensor) and shadow.is_random(value):
+            read[shadow.addresses(value).numpy()] = True
+    return read
 
 
 def _live_instructions(recorder: Recorder, messenger: ProgramMessenger) -> list[int]:

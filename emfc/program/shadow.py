@@ -46,6 +46,11 @@ class Shadow:
     def __post_init__(self) -> None:
         self.constant(torch.zeros((), dtype=torch.float64))
 
+    @property
+    def size(self) -> int:
+        """How many addresses have been handed out."""
+        return self._next
+
     def reserve(self, size: int, kind: str, index: int) -> int:
         """Hand out `size` fresh consecutive addresses."""
         start = self._next
