@@ -203,7 +203,7 @@ class StructuredLayer(nn.Module):
         return result
 
     def set_gates(self, value: float) -> None:
-        """Set every gate: 1 is exactly the program, 0 exactly the backbone; from these two ends a gate no longer trains.
+        """Set every gate: 1 is exactly the program, 0 exactly the backbone; at these two ends it no longer trains.
 
         Raises:
             UserError: The layer has no gates, or the value is outside [0, 1].
