@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -39,17 +39,34 @@ def verify(
             site, each ``[rows, ...]``.
 
     Raises:
-        CompileError: The sites differ between runs (E-STRUCT), or the numbers do (E-IMPURE).
+        CompileError: The sites differ between runs (E-STRUCT), or the numbers do (E-IMPURE), or it
+            cannot be run (E-VERIFY).
     """
     runs = [_Replay(program, model, args, kwargs, seed=7919 * (run + 1)) for run in range(_RUNS)]
     values = torch.stack([run.values for run in runs])
     with torch.no_grad():
-        for index, held in evaluate(values, runs[0].parameters):
+        for index, held in _evaluated(evaluate, values, runs[0].parameters):
             record = program.sites[index]
             for row, run in enumerate(runs):
                 for path, expected in run.descriptions[record.name].flatten().items():
                     found = held[path]
                     _compare(record, path, expected, found[row if len(found) > 1 else 0])
+
+
+def _evaluated(evaluate: Evaluate, values: Tensor, parameters: Tensor) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
+    """The compiled program's parameters.
+
+    Raises:
+        CompileError: It cannot be run on several examples at once (E-VERIFY).
+    """
+    try:
+        yield from evaluate(values, parameters)
+    except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError) as error:
+        raise CompileError(
+            "E-VERIFY",
+            f"the compiled program does not run on several examples at once ({type(error).__name__}: {error})",
+            advice="write the computation with matrices of equal batch dimensions, or element by element",
+        ) from error
 
 
 class _Replay:

@@ -272,3 +272,16 @@ def test_no_rows_and_other_dtypes_through_learned_layers():
     flow = emfc.EmbeddedModelFlow(lambda: pyro.sample("x", N(torch.zeros(3), 1.0).to_event(1)), hidden_features=(8,))
     assert flow().log_prob(torch.zeros(0, 3)).shape == (0,)
     assert flow().log_prob(torch.zeros(2, 3, dtype=torch.float32)).shape == (2,)
+
+
+def test_what_cannot_be_run_on_several_examples_is_refused():
+    def model():
+        x = pyro.sample("x", N(torch.zeros(2), 1.0).to_event(1))
+        matrix = torch.eye(2) * (1 + x.exp()).sum() * torch.ones(3, 1, 1)
+        solved = torch.linalg.solve(matrix, torch.eye(2))
+        pyro.sample("y", N(solved, 1.0).to_event(3))
+
+    try:
+        equals_pyro(model)
+    except emfc.CompileError as error:
+        assert error.code in ("E-VERIFY", "E-IMPURE")  # noqa: PT017
