@@ -19,12 +19,15 @@ PROGRAMS = sorted((ROOT / "models").glob("*.py"))
 LINES = 350
 
 ROOMS: dict[str, set[str]] = {
-    "program": set(),
+    "special": set(),
+    "transforms": {"special"},
+    "distributions": {"special", "transforms"},
+    "testing": {"special", "transforms"},
+    "program": {"transforms"},
     "passes": {"program"},
-    "transforms": set(),
-    "layers": {"program", "passes", "transforms"},
+    "layers": {"special", "program", "passes", "transforms"},
     "compiler": {"program", "passes", "layers"},
-    "flows": {"program", "transforms", "layers", "compiler", "data"},
+    "flows": {"special", "program", "transforms", "layers", "compiler", "data"},
     "training": {"flows", "data"},
     "data": set(),
 }

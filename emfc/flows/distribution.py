@@ -11,7 +11,7 @@ from torch import Size, Tensor
 from torch.distributions import biject_to, constraints, transform_to
 
 from emfc.flows.composition import Chain
-from emfc.transforms.special import eager
+from emfc.special.precision import eager
 
 __all__ = ["ExampleSupport", "FlowDistribution"]
 

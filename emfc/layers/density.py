@@ -16,8 +16,8 @@ from emfc.layers.plan import Plan
 from emfc.layers.readers import Environment, Picker
 from emfc.layers.supports import Supports
 from emfc.program.ir import Addresses
+from emfc.special.precision import eager
 from emfc.transforms import CDFTransform, NormalTransform, ScalarFamily, from_normal, mixture_family
-from emfc.transforms.special import eager
 
 __all__ = ["Density"]
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from emfc.layers.batching import cast
 from emfc.program.ir import Addresses, Program
-from emfc.transforms.special import eager
+from emfc.special.precision import eager
 
 __all__ = ["Environment", "Layout", "Picker", "Reader"]
 

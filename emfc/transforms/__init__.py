@@ -6,6 +6,8 @@ A new univariate family is one small class, a subclass of `ScalarFamily`, under 
 
 from __future__ import annotations
 
+from emfc.special.normal import log_ndtr, ndtri_exp
+
 # Importing a module registers its families.
 from emfc.transforms.affine import MultivariateNormalTransform, NormalAffine
 from emfc.transforms.base import InverseTransform, LadjTransform, NormalTransform
@@ -14,7 +16,6 @@ from emfc.transforms.gates import gated
 from emfc.transforms.mixture import mixture_family
 from emfc.transforms.registry import UnsupportedFamilyError, family_of, from_normal, scalar_family
 from emfc.transforms.scalar import Normal
-from emfc.transforms.special import log_ndtr, ndtri_exp
 from emfc.transforms.supports import Position, unconstrained_map
 from emfc.transforms.wrappers import TransformedNormal
 

@@ -8,9 +8,9 @@ from torch import distributions as td
 from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
 
+from emfc.special.precision import wide
 from emfc.transforms.base import LadjTransform, NormalTransform
 from emfc.transforms.registry import from_normal
-from emfc.transforms.special import wide
 from emfc.transforms.supports import unconstrained_map
 
 __all__ = ["MultivariateNormalTransform", "NormalAffine", "SupportedNormal"]

@@ -12,9 +12,10 @@ from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
 from torch.nn.functional import logsigmoid, pad, softplus
 
+from emfc.special.normal import log_sum_exp
+from emfc.special.precision import wide
 from emfc.transforms.family import Evaluation, ScalarFamily
 from emfc.transforms.registry import family_of
-from emfc.transforms.special import log_sum_exp, wide
 from emfc.transforms.supports import Position
 
 __all__ = ["Bernoulli", "Binomial", "Categorical", "MixedTableFamily", "TableFamily", "lookup"]

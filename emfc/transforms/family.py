@@ -11,8 +11,9 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from emfc.special.normal import log_normal_density, noise_from_tails, tails_from_noise
+from emfc.special.precision import wide
 from emfc.transforms.base import NormalTransform
-from emfc.transforms.special import log_normal_density, noise_from_tails, tails_from_noise, wide
 from emfc.transforms.supports import Position, RealLine, SupportMap, support_map
 
 __all__ = ["CDFTransform", "Evaluation", "LocationScale", "ScalarFamily", "UnconstrainedCDF"]

@@ -8,11 +8,11 @@ from functools import singledispatch
 import torch
 from torch import Tensor, broadcast_shapes
 
+from emfc.special.precision import eager, wide
+from emfc.special.roots import attach_root, increasing_root
 from emfc.transforms.affine import MultivariateNormalTransform, NormalAffine, SupportedNormal
 from emfc.transforms.base import BroadcastNormal, IndependentNormal, NormalTransform
 from emfc.transforms.registry import UnsupportedFamilyError
-from emfc.transforms.solve import attach_root, increasing_root
-from emfc.transforms.special import eager, wide
 
 __all__ = ["GatedReal", "gate_on_reals", "gated"]
 

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, broadcast_shapes
 from torch import distributions as td
 
+from emfc.special.normal import log_sum_exp
+from emfc.special.precision import wide
+from emfc.special.roots import attach_root, increasing_root
 from emfc.transforms.base import NormalTransform
 from emfc.transforms.discrete import MixedTableFamily, TableFamily
 from emfc.transforms.family import CDFTransform, Evaluation, ScalarFamily
 from emfc.transforms.registry import UnsupportedFamilyError, from_normal, scalar_family
-from emfc.transforms.solve import attach_root, increasing_root
-from emfc.transforms.special import log_sum_exp, wide
 from emfc.transforms.supports import Position
 
 __all__ = ["ContinuousMixture", "mixture_family"]

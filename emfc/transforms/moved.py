@@ -11,8 +11,8 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, Transform
 
+from emfc.special.precision import eager, wide
 from emfc.transforms.family import Evaluation, ScalarFamily
-from emfc.transforms.special import eager, wide
 from emfc.transforms.supports import Bound, Interval, LowerBounded, Position, RealLine, UpperBounded
 
 __all__ = ["AffineFamily", "TransformedFamily", "affine_family"]

@@ -15,9 +15,10 @@ from torch import distributions as td
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
+from emfc.special.normal import log1mexp, log_ndtr, log_normal_density, ndtri_exp, noise_from_tails
+from emfc.special.precision import wide
 from emfc.transforms.family import Evaluation, LocationScale, ScalarFamily
 from emfc.transforms.registry import family_of
-from emfc.transforms.special import log1mexp, log_ndtr, log_normal_density, ndtri_exp, noise_from_tails, wide
 from emfc.transforms.supports import Position
 
 __all__ = [

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from emfc.special.precision import wide
 from emfc.transforms.base import IndependentTransform, LadjTransform
 from emfc.transforms.registry import UnsupportedFamilyError
-from emfc.transforms.special import wide
 
 __all__ = [
     "Bound",

@@ -12,11 +12,11 @@ from torch import distributions as td
 from torch.distributions import constraints
 from torch.distributions.transforms import ComposeTransform, ExpTransform, SigmoidTransform, Transform
 
+from emfc.special.precision import wide
 from emfc.transforms.base import BroadcastNormal, IndependentNormal, NormalTransform, sum_rightmost
 from emfc.transforms.family import CDFTransform, ScalarFamily
 from emfc.transforms.moved import TransformedFamily, affine_family
 from emfc.transforms.registry import UnsupportedFamilyError, from_normal, nearest_families, scalar_family
-from emfc.transforms.special import wide
 from emfc.transforms.supports import (
     Interval,
     LowerBounded,

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emfc.special.normal import log1mexp, log_sum_exp, noise_from_tails, tails_from_noise
+from emfc.special.precision import wide
+from emfc.special.roots import attach_root, increasing_root
 from emfc.transforms import log_ndtr, ndtri_exp
-from emfc.transforms.solve import attach_root, increasing_root
-from emfc.transforms.special import log1mexp, log_sum_exp, noise_from_tails, tails_from_noise, wide
 from tests.transforms.cases import DTYPES
 
 BOTH = pytest.mark.parametrize("precision", DTYPES, ids=["float32", "float64"])

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from emfc.transforms.special import eager
+from emfc.special.precision import eager
 
 __all__ = ["attach_root", "increasing_root"]
 

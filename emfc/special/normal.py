@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emfc.special.precision import eager, wide
+
 __all__ = [
-    "eager",
     "log1mexp",
     "log_ndtr",
     "log_normal_density",
@@ -17,25 +18,10 @@ __all__ = [
     "ndtri_exp",
     "noise_from_tails",
     "tails_from_noise",
-    "wide",
 ]
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _LOG_HALF = -math.log(2)
-
-
-def eager() -> bool:
-    """True where a value may steer Python: neither being compiled nor inside a function transform."""
-    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
-
-
-def wide(value: Tensor) -> Tensor:
-    """The tensor itself, or its float32 copy when its dtype is narrower or not a float."""
-    if value.dtype in (torch.float32, torch.float64):
-        return value
-    if value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
-    return value.to(torch.get_default_dtype())
 
 
 def log_normal_density(noise: Tensor) -> Tensor:

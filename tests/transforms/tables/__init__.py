@@ -1,0 +1,1 @@
+"""Families by subject: every module here has `CASES`, which `tests.transforms.cases` collects."""
