@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 COVERAGE := --cov --cov-report=term --cov-fail-under=90
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint format bench docs clean
+.PHONY: help install demo test test-all lint format bench accuracy pictures docs clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  \1\t/' | expand -t 14
@@ -48,6 +48,12 @@ format: $(INSTALLED)  ## let ruff mend what it can
 
 bench: $(INSTALLED)  ## timed work, one after the other
 	$(PYTEST) tests -m benchmark -s
+
+accuracy: $(INSTALLED)  ## every family against mpmath, into docs/accuracy.md (about a quarter of an hour)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.accuracy
+
+pictures: $(INSTALLED)  ## the pictures of the pages
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.accuracy.saturation
 
 docs: $(INSTALLED)  ## the pages, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f .mkdocs.yml

@@ -42,6 +42,7 @@ _HOMES = {
     "load": "emfc.flows",
     "parse": "emfc.compiler",
     "save": "emfc.flows",
+    "testing": "emfc.testing",
     "transforms": "emfc.transforms",
 }
 
@@ -51,4 +52,4 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'emfc' has no attribute {name!r}")
     home = importlib.import_module(_HOMES[name])
-    return home if name == "transforms" else getattr(home, name)
+    return home if name in ("testing", "transforms") else getattr(home, name)

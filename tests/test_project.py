@@ -27,7 +27,7 @@ ROOMS: dict[str, set[str]] = {
     "passes": {"program"},
     "layers": {"special", "program", "passes", "transforms"},
     "compiler": {"program", "passes", "layers"},
-    "flows": {"special", "program", "transforms", "layers", "compiler", "data"},
+    "flows": {"special", "program", "transforms", "distributions", "layers", "compiler", "data"},
     "training": {"flows", "data"},
     "data": set(),
 }

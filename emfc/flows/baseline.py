@@ -39,8 +39,9 @@ class _FixedAffine(Transform):
 class SupportLayer(nn.Module):
     r"""The map :math:`x = c(m + s \odot e)` with c the constraint map of a program's supports.
 
-    Location m and scale s standardise the data in the unconstrained space. They are set from the data once
-    (``start_from_data``) and are not learned.
+    Location m and scale s standardise the data in the unconstrained space, which has as many dimensions as the
+    program's noise: the learned layers of a flow without the program see K - 1 numbers of a simplex of K. They are set
+    from the data once (``start_from_data``) and are not learned.
 
     Args:
         layer: The structured layer whose supports, names and packing are used. Its parameters are frozen; pass a copy.
@@ -55,8 +56,8 @@ class SupportLayer(nn.Module):
         self.program_layer = layer.requires_grad_(False)
         self._constraint_map = layer.constraint_map()
         reference = next(layer.parameters(), torch.zeros(()))
-        self.register_buffer("location", reference.new_zeros(layer.dim))
-        self.register_buffer("scale", reference.new_ones(layer.dim))
+        self.register_buffer("location", reference.new_zeros(layer.noise_dim))
+        self.register_buffer("scale", reference.new_ones(layer.noise_dim))
 
     @property
     def dim(self) -> int:
@@ -64,7 +65,7 @@ class SupportLayer(nn.Module):
 
     @property
     def noise_dim(self) -> int:
-        return int(self.program_layer.dim)
+        return int(self.program_layer.noise_dim)
 
     @property
     def program(self) -> Any:
@@ -84,11 +85,11 @@ class SupportLayer(nn.Module):
         return levels
 
     def forward(self, context: Tensor | None = None) -> Chain:
-        """Returns the map from noise ``[*, D]`` to examples ``[*, D]``."""
+        """Returns the map from noise ``[*, N]`` to examples ``[*, D]``."""
         return Chain(_FixedAffine(self.location, self.scale), self._constraint_map)
 
     def constraint_map(self) -> Any:
-        """Returns the map from :math:`R^D` to the product of the supports."""
+        """Returns the map from :math:`R^N` to the product of the supports."""
         return self._constraint_map
 
     def pack(self, mapping: Mapping[str, Tensor], *, generator: torch.Generator | None = None) -> Tensor:

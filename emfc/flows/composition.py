@@ -62,8 +62,8 @@ class Chain(Transform):
     def call_and_ladj(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the image of a vector ``[*, A]`` and the log absolute Jacobian determinant ``[*]`` there."""
         total = value.new_zeros(value.shape[:-1])
-        if not value.numel():
-            return value, total
+        if not total.numel():
+            return value.new_zeros(self.forward_shape(value.shape)), total
         for part in self.parts:
             value, ladj = part.call_and_ladj(value)
             total = total + ladj
@@ -74,12 +74,12 @@ class Chain(Transform):
 
     def forward_shape(self, shape: Any) -> Any:
         for part in self.parts:
-            shape = part.forward_shape(shape)
+            shape = part.forward_shape(shape) if hasattr(part, "forward_shape") else shape
         return shape
 
     def inverse_shape(self, shape: Any) -> Any:
         for part in reversed(self.parts):
-            shape = part.inverse_shape(shape)
+            shape = part.inverse_shape(shape) if hasattr(part, "inverse_shape") else shape
         return shape
 
     def __repr__(self) -> str:

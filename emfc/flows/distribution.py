@@ -19,7 +19,7 @@ __all__ = ["ExampleSupport", "FlowDistribution"]
 class ExampleSupport(constraints.Constraint):
     """Examples ``[*, D]`` whose every element lies in the support of its site.
 
-    Known to ``torch.distributions.biject_to``, which gives the map from :math:`R^D`.
+    Known to ``torch.distributions.biject_to``, which gives the map from :math:`R^N`.
 
     Args:
         layer: The layer that knows the supports.
@@ -42,7 +42,7 @@ class ExampleSupport(constraints.Constraint):
         return inside
 
     def map_from_reals(self) -> Chain:
-        """Returns the bijection from :math:`R^D` to the support."""
+        """Returns the bijection from :math:`R^N` to the support."""
         after = () if self.preprocess is None else (self.preprocess.inv,)
         return Chain(self.layer.constraint_map(), *after, codomain=self)
 

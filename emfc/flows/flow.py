@@ -132,8 +132,11 @@ class EmbeddedModelFlow(nn.Module):
         reference = next(layer.parameters(), torch.zeros(()))
         self.register_buffer("_reference", torch.zeros((), dtype=reference.dtype), persistent=False)
         before, after = self._split()
-        self.before = Backbone(self.layer.noise_dim, configuration, transforms=before) if before else None
-        self.after = Backbone(self.layer.dim, configuration, transforms=after, offset=before) if after else None
+        width = int(self.layer.noise_dim)
+        if width == 0 and before + after:
+            raise ValueError("every site of this program is fixed by others, so no layer can be learned: backbone=None")
+        self.before = Backbone(width, configuration, transforms=before) if before else None
+        self.after = Backbone(width, configuration, transforms=after, offset=before) if after else None
         self._constraint_map = None if self.after is None else self.layer.constraint_map()
         self.to(dtype=reference.dtype, device=reference.device)
 

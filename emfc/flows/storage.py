@@ -13,6 +13,7 @@ from safetensors.torch import load as read_tensors
 from safetensors.torch import save as write_tensors
 from torch import Tensor
 
+import emfc.distributions  # noqa: F401  stored programs may name families of the library's own
 from emfc import __version__
 from emfc.data import preprocess_from_config
 from emfc.errors import UserError

@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal, Normal
 from emfc.layers.kernel import Kernel
 from emfc.program.errors import CompileError
 from emfc.program.ir import Program
-from emfc.program.specification import build
+from emfc.program.specification import build, event_dim
 from emfc.transforms import ScalarFamily, UnsupportedFamilyError, scalar_family
 
 __all__ = ["check_components", "components", "sequential_components"]
@@ -25,10 +25,10 @@ def check_components(kernel: Kernel, program: Program) -> None:
     """
     specification = kernel.held.specification
     site = program.sites[kernel.held.sites[0]]
-    if int(specification.options.get("event_dim", 0)) and specification.family != "MultivariateNormal":
+    if (event_dim(specification) or site.noise_shape != site.shape) and specification.family != "MultivariateNormal":
         raise CompileError(
             "E-NOCDF",
-            f"a {specification.family} site cannot depend on a discrete site that is summed out",
+            f"a {specification.title} site cannot depend on a discrete site that is summed out",
             site=site.name,
             location=site.location,
             source=site.source,

@@ -14,7 +14,7 @@ from emfc.layers.kernel import Kernel
 from emfc.layers.latents import Gates, accumulate, configured_environment, latent_log_prob
 from emfc.layers.plan import Plan
 from emfc.layers.readers import Environment, Picker
-from emfc.layers.supports import Supports
+from emfc.layers.supports import UNCOMPUTABLE, Supports
 from emfc.program.ir import Addresses
 from emfc.special.precision import eager
 from emfc.transforms import CDFTransform, NormalTransform, ScalarFamily, from_normal, mixture_family
@@ -39,7 +39,7 @@ class Density:
             self._ranks = torch.argsort(self._order)
 
     def __call__(self, values: Tensor, parameters: Tensor, gates: Gates) -> tuple[Tensor, Tensor]:
-        """Noise ``[B, D]`` of examples ``[B, D]`` and the log-Jacobian ``[B]`` of this direction."""
+        """Noise ``[B, N]`` of examples ``[B, D]`` and the log-Jacobian ``[B]`` of this direction."""
         noises, ladj = self.pieces(values, parameters, gates)
         stacked = noises[0] if len(noises) == 1 else torch.cat(noises, -1)
         return self._from_class_order(stacked), ladj
@@ -50,12 +50,20 @@ class Density:
         A value outside its support makes its own log-Jacobian -inf, and must not make NaN of the sites that read it:
         where that shows, they read a value inside instead.
         """
-        noises, ladj = self._evaluate(values, Environment(values, parameters), gates)
-        if not eager() or bool(ladj.isfinite().all()):
-            return noises, ladj
+        failure: Exception | None = None
+        try:
+            noises, ladj = self._evaluate(values, Environment(values, parameters), gates)
+            if not eager() or bool(ladj.isfinite().all()):
+                return noises, ladj
+        except UNCOMPUTABLE as error:
+            if not eager():
+                raise
+            failure = error
         outside = self.supports.outside(values, parameters)
         rows = outside.any(-1)
         if not bool(rows.any()):
+            if failure is not None:
+                raise failure
             return noises, ladj
         safe = torch.where(outside, self.supports.prototype(values), values)
         noises, ladj = self._evaluate(values, Environment(safe, parameters), gates)
@@ -66,7 +74,7 @@ class Density:
         noises: list[Tensor] = []
         ladj: Tensor | None = None
         for kernel, transform in self._transforms(plain):
-            gated = gates.apply(transform, kernel.full.own)
+            gated = gates.apply(transform, kernel.full.noise)
             own = kernel.full.own(values)
             noise, part = gated.inverse_and_ladj(own)
             noises.append(noise.flatten(1))
@@ -86,8 +94,21 @@ class Density:
 
     @cached_property
     def _from_class_order(self) -> Picker:
-        order = np.concatenate([kernel.own.reshape(-1) for kernel in (*self.plan.ordinary, *self.plan.mixtures)])
-        return Picker(np.argsort(order))
+        """Puts pieces of noise, side by side in class order, into the order of the sites."""
+        return self._order_of([kernel.noise for kernel in self._kernels])
+
+    @cached_property
+    def _values_from_class_order(self) -> Picker:
+        """The same for values."""
+        return self._order_of([kernel.own for kernel in self._kernels])
+
+    @property
+    def _kernels(self) -> tuple[Kernel, ...]:
+        return (*self.plan.ordinary, *self.plan.mixtures)
+
+    @staticmethod
+    def _order_of(columns: list[Addresses]) -> Picker:
+        return Picker(np.argsort(np.concatenate([held.reshape(-1) for held in columns])))
 
     def _responsibilities(self, configured: Environment) -> list[tuple[Kernel, Tensor, ScalarFamily]]:
         """For each mixed kernel the log weights ``[B, n, *shape, K]`` of the populations before each element."""

@@ -27,24 +27,29 @@ class View:
     Attributes:
         rows: Which of the class's sites, by position in ``SiteClass.sites``.
         readers: One per load.
-        own: Columns of the rows' own values, ``[n, *shape]``.
+        own: Columns of the rows' own values in an example, ``[n, *shape]``.
+        noise: Columns of their noise, ``[n, *noise_shape]``.
     """
 
     rows: tuple[int, ...]
     readers: tuple[Reader, ...]
     own: Picker
+    noise: Picker
 
 
 class Kernel:
     """Evaluates the distribution parameters of the sites of one class."""
 
-    def __init__(self, held: SiteClass, layout: Layout, own: Addresses, *, number: int, mixed: bool) -> None:
+    def __init__(
+        self, held: SiteClass, layout: Layout, own: Addresses, noise: Addresses, *, number: int, mixed: bool
+    ) -> None:
         """Prepare a class.
 
         Args:
             held: The class.
             layout: Of the program.
             own: Columns ``[n, *shape]`` of the sites' own values.
+            noise: Columns ``[n, *noise_shape]`` of their noise.
             number: Its place among the classes.
             mixed: Whether the parameters read a summed-out site.
         """
@@ -52,6 +57,7 @@ class Kernel:
         self.number = number
         self.layout = layout
         self.own = own
+        self.noise = noise
         self.mixed = mixed
         self.kinds = tuple(operand.dtype for operand in held.specification.operands())
         self.gathers = {
@@ -68,7 +74,7 @@ class Kernel:
             Reader(addresses if len(addresses) == 1 else addresses[chosen], load.dtype, self.layout, columns)
             for addresses, load in zip(self.held.addresses, loads, strict=True)
         )
-        return View(tuple(rows), readers, Picker(self.own[chosen]))
+        return View(tuple(rows), readers, Picker(self.own[chosen]), Picker(self.noise[chosen]))
 
     def parameters(self, environment: Environment, view: View) -> dict[str, Tensor]:
         """Distribution parameters by path, each ``[B or 1, n or 1, *batch, *event]``.

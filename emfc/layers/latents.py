@@ -20,12 +20,12 @@ __all__ = ["Gates", "accumulate", "configured_environment", "latent_log_prob"]
 
 @dataclass(frozen=True, eq=False)
 class Gates:
-    """Gate values of one call, per element of the example, or None where the layer has no gates."""
+    """Gate values of one call, per element of the noise, or None where the layer has no gates."""
 
     values: Tensor | None
 
     def apply(self, transform: NormalTransform, columns: Picker) -> NormalTransform:
-        """The transform with its gates, which line up with values ``[B, *columns.positions.shape]``."""
+        """The transform with its gates, which line up with noise ``[B, *columns.positions.shape]``."""
         if self.values is None:
             return transform
         return gated(transform, columns(self.values)[None])

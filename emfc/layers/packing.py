@@ -17,6 +17,18 @@ from emfc.program.ir import SiteRecord
 
 __all__ = ["Packing"]
 
+_TRIALS = ("Binomial", "BetaBinomial", "ExtendedBinomial", "ExtendedBetaBinomial")
+
+
+def _choices(site: SiteRecord) -> int | None:
+    """How many values a site has whose draws are integers by dtype; None for all others."""
+    parameters = site.specification.parameters
+    if site.specification.family == "Categorical":
+        return int(parameters["logits"].shape[-1])
+    if site.specification.family == "OrderedLogistic":
+        return int(parameters["cutpoints"].shape[-1]) + 1
+    return None
+
 
 class Packing:
     """Packs site values into examples ``[*, D]`` and unpacks them.
@@ -71,9 +83,7 @@ class Packing:
         whole = value.to(dtype)
         if bool((whole != whole.floor()).any()):
             raise UserError(f"site {site.name!r} is discrete; its values must be whole numbers")
-        levels = (
-            site.specification.parameters["logits"].shape[-1] if site.specification.family == "Categorical" else None
-        )
+        levels = _choices(site)
         if bool((whole < 0).any()) or (levels is not None and bool((whole >= levels).any())):
             top = f" to {levels - 1}" if levels is not None else " on"
             raise UserError(f"site {site.name!r} takes whole numbers from 0{top}; a value lies outside")
@@ -96,7 +106,7 @@ class Packing:
             value = examples[..., start : start + site.size].reshape(examples.shape[:-1] + torch.Size(shape))
             if site.discrete:
                 value = value.floor()
-                if site.specification.family == "Categorical":
+                if _choices(site) is not None:
                     value = value.long()
             result[site.name] = value
         return result
@@ -117,13 +127,11 @@ class Packing:
         """Number of levels of each element, or None where some site is not discrete with a fixed number of levels."""
         result: list[int] = []
         for site in self._sites:
-            parameters = site.specification.parameters
-            if site.specification.family == "Categorical":
-                result.extend([parameters["logits"].shape[-1]] * site.size)
-            elif site.specification.family == "Bernoulli":
-                result.extend([2] * site.size)
-            elif site.specification.family == "Binomial":
-                addresses = parameters["total_count"].addresses
+            choices = 2 if site.specification.family == "Bernoulli" else _choices(site)
+            if choices is not None:
+                result.extend([choices] * site.size)
+            elif site.specification.family in _TRIALS:
+                addresses = site.specification.parameters["total_count"].addresses
                 if addresses.max(initial=0) >= self._plan.program.parameter_base:
                     return None
                 counts = torch.as_tensor(self._plan.program.constant_values[addresses]).reshape(addresses.shape)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,6 +29,7 @@ class Plan:
         populations: The discrete sites that are summed out.
         layout: Columns of values in an example.
         example: Indices of the sites of an example, in order.
+        noise: First column of the noise of each site of an example.
         kernels: One per class of sites of the example or summed out.
         observed: Kernels of the observed sites; they stay outside the layer and are only verified.
     """
@@ -36,6 +39,7 @@ class Plan:
     populations: Populations
     layout: Layout
     example: tuple[int, ...]
+    noise: Mapping[int, int]
     kernels: tuple[Kernel, ...]
     observed: tuple[Kernel, ...]
 
@@ -43,6 +47,11 @@ class Plan:
     def dim(self) -> int:
         """Number of elements D of an example."""
         return sum(self.program.sites[index].size for index in self.example)
+
+    @cached_property
+    def noise_dim(self) -> int:
+        """Number of noise variables N."""
+        return sum(self.program.sites[index].noise_size for index in self.example)
 
     @cached_property
     def ordinary(self) -> tuple[Kernel, ...]:
@@ -102,11 +111,15 @@ def make_plan(program: Program, *, optimize: bool = True) -> Plan:
         columns[site.start - program.site_base :][: site.size] = np.arange(position, position + site.size)
         position += site.size
     layout = Layout(program, columns, populations.addresses)
+    ends = itertools.accumulate((program.sites[index].noise_size for index in example), initial=0)
+    noise = dict(zip(example, ends, strict=False))
     kernels, observed = [], []
     for number, held in enumerate(classify(program, slices, summed=summed, merge=optimize)):
         first = held.sites[0]
         own = _own(program.sites, held.sites, layout)
-        kernel = Kernel(held, layout, own, number=number, mixed=any(parent in summed for parent in site_parents[first]))
+        sources = _grid([noise.get(index, 0) for index in held.sites], held.noise_shape)
+        mixed = any(parent in summed for parent in site_parents[first])
+        kernel = Kernel(held, layout, own, sources, number=number, mixed=mixed)
         if program.sites[first].observed:
             if program.sites[first].specification.family != "Factor":
                 observed.append(kernel)
@@ -118,6 +131,7 @@ def make_plan(program: Program, *, optimize: bool = True) -> Plan:
         populations=populations,
         layout=layout,
         example=example,
+        noise=noise,
         kernels=tuple(kernels),
         observed=tuple(observed),
     )
@@ -128,9 +142,15 @@ def _own(sites: tuple[SiteRecord, ...], members: tuple[int, ...], layout: Layout
     if sites[members[0]].observed:
         return np.zeros((len(members), *shape), dtype=np.int64)
     base = layout.program.site_base
-    starts = np.array([layout.columns[sites[index].start - base] if sites[index].size else 0 for index in members])
+    starts = [int(layout.columns[sites[index].start - base]) if sites[index].size else 0 for index in members]
+    return _grid(starts, shape)
+
+
+def _grid(starts: Sequence[int], shape: tuple[int, ...]) -> Addresses:
+    """Consecutive columns from each start on, in a shape."""
     size = int(np.prod(shape, dtype=np.int64))
-    return np.asarray((starts[:, None] + np.arange(size)).reshape(len(members), *shape))
+    first = np.asarray(starts, dtype=np.int64)
+    return np.asarray((first[:, None] + np.arange(size)).reshape(len(starts), *shape))
 
 
 def _check_adjustments(program: Program) -> None:

@@ -48,7 +48,7 @@ class Sampling:
         self.plan = plan
 
     def __call__(self, noise: Tensor, parameters: Tensor, gates: Gates) -> tuple[Tensor, Tensor]:
-        """Examples ``[B, D]`` of noise ``[B, D]`` and the log-Jacobian ``[B]``."""
+        """Examples ``[B, D]`` of noise ``[B, N]`` and the log-Jacobian ``[B]``."""
         plan = self.plan
         drawn: dict[int, Tensor] = {}
         ladj: Tensor | None = None
@@ -59,7 +59,7 @@ class Sampling:
                 environment = Environment(values, parameters)
                 if item.kind == "ordinary":
                     transform = from_normal(item.kernel.distribution(environment, item.view))
-                    own, part = gates.apply(transform, item.view.own).call_and_ladj(item.view.own(noise))
+                    own, part = gates.apply(transform, item.view.noise).call_and_ladj(item.view.noise(noise))
                     ladj = accumulate(ladj, part)
                     flat = own.flatten(2) if own.ndim > 2 else own.unsqueeze(-1)
                     for place, row in enumerate(item.view.rows):
@@ -84,7 +84,7 @@ class Sampling:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One mixed site, element by element: its values ``[B, size]``, log-Jacobian ``[B]`` and the new weights."""
         steps = sequential_components(kernel, kernel.parameters(configured, view))
-        columns = view.own.positions.reshape(-1)
+        columns = view.noise.positions.reshape(-1)
         values: list[Tensor] = []
         ladj = noise.new_zeros(len(noise))
         family = next(steps)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,11 +48,14 @@ class StructuredTransform(LadjTransform):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Examples and log-Jacobian of noise."""
-        return self._run(self.layer._sampling, x)
+        layer = self.layer
+        if x.shape[-1] != layer.noise_dim:
+            raise UserError(f"this program takes {layer.noise_dim} noise numbers, not {x.shape[-1]}")
+        return self._run(layer._sampling, x.reshape(x.shape[:-1].numel(), layer.noise_dim), x.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Noise and log-Jacobian of examples; -inf where an example lies outside the support."""
-        return self._run(self.layer._density, y)
+        return self._run(self.layer._density, self.layer._flat(y), y.shape[:-1])
 
     def log_prob(self, y: Tensor) -> Tensor:
         r"""Log density ``[*]`` of examples under standard-normal noise: that of the program itself where gates are
@@ -63,13 +66,21 @@ class StructuredTransform(LadjTransform):
         layer, flat = self.layer, self.layer._flat(y)
         noises, ladj = layer._density.pieces(flat, layer.flat_parameters(flat), Gates(layer._element_gates()))
         squares = torch.stack([noise.square().sum(-1) for noise in noises]).sum(0)
-        return (ladj - 0.5 * (squares + layer.dim * math.log(2 * math.pi))).reshape(y.shape[:-1])
+        return (ladj - 0.5 * (squares + layer.noise_dim * math.log(2 * math.pi))).reshape(y.shape[:-1])
 
-    def _run(self, direction: Any, value: Tensor) -> tuple[Tensor, Tensor]:
-        layer, flat = self.layer, self.layer._flat(value)
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Shape of the examples of noise."""
+        return torch.Size((*shape[:-1], self.layer.dim))
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Shape of the noise of examples."""
+        return torch.Size((*shape[:-1], self.layer.noise_dim))
+
+    def _run(self, direction: Any, flat: Tensor, batch: torch.Size) -> tuple[Tensor, Tensor]:
+        layer = self.layer
         parameters = layer.flat_parameters(flat)
         result, ladj = direction(flat, parameters, Gates(layer._element_gates()))
-        return result.reshape(value.shape), ladj.reshape(value.shape[:-1])
+        return result.reshape(*batch, result.shape[-1]), ladj.reshape(batch)
 
 
 class StructuredLayer(nn.Module):
@@ -106,9 +117,11 @@ class StructuredLayer(nn.Module):
         for parameter, constraint in zip(program.parameters, self._constraints, strict=True):
             start = transform_to(constraint).inv(parameter.initial.to(dtype))
             self.unconstrained.append(nn.Parameter(start.detach().clone().contiguous()))
-        count = {None: 0, "site": len(self.plan.example), "element": self.dim}[gate]
+        if gate:
+            self.supports.check_gates()
+        count = {None: 0, "site": len(self.plan.example), "element": self.noise_dim}[gate]
         self.gate_logits = nn.Parameter(torch.full((count,), _OPEN, dtype=dtype)) if gate else None
-        owners = np.repeat(np.arange(len(self.plan.example)), [program.sites[i].size for i in self.plan.example])
+        owners = np.repeat(np.arange(len(self.plan.example)), [program.sites[i].noise_size for i in self.plan.example])
         self._owners: Tensor
         self.register_buffer("_owners", torch.from_numpy(owners), persistent=False)
 
@@ -130,8 +143,8 @@ class StructuredLayer(nn.Module):
 
     @property
     def noise_dim(self) -> int:
-        """Number of noise variables N."""
-        return self.plan.dim
+        """Number of noise variables N; less than D where a site lives on a set of lower dimension."""
+        return self.plan.noise_dim
 
     @property
     def graph(self) -> ModelGraph:
@@ -157,7 +170,7 @@ class StructuredLayer(nn.Module):
     def _flat(self, value: Tensor) -> Tensor:
         if value.shape[-1] != self.dim:
             raise UserError(f"an example of this program has {self.dim} elements, not {value.shape[-1]}")
-        return value.reshape(-1, self.dim)
+        return value.reshape(value.shape[:-1].numel(), self.dim)
 
     def values(self) -> dict[str, Tensor]:
         """The program's parameters by name, constrained."""
@@ -192,14 +205,20 @@ class StructuredLayer(nn.Module):
         return gates[self._owners] if self.gate == "site" else gates
 
     def gate_values(self) -> dict[str, Tensor]:
-        """Gate of each site in [0, 1]: a number, or an array in the site's shape for ``gate="element"``."""
+        """Gate of each site in [0, 1]: a number, or an array in the shape of the site's noise for ``gate="element"``.
+
+        The noise has the site's own shape, except where the site lives on a set of lower dimension.
+        """
         held = self._element_gates()
-        if held is None:
+        if held is None or self.gate_logits is None:
             return {}
         result = {}
-        for name, (start, shape) in self.packing.places.items():
-            part = held[start : start + math.prod(shape)].detach()
-            result[name] = part[0] if self.gate == "site" else part.reshape(shape)
+        for place, index in enumerate(self.plan.example):
+            site, start = self.program.sites[index], self.plan.noise[index]
+            if self.gate == "site":
+                result[site.name] = self.gate_logits.detach()[place].sigmoid()
+            else:
+                result[site.name] = held[start : start + site.noise_size].detach().reshape(site.noise_shape)
         return result
 
     def set_gates(self, value: float) -> None:
@@ -242,7 +261,7 @@ class StructuredLayer(nn.Module):
         return self.packing.element_names()
 
     def constraint_map(self) -> ProgramConstraintMap:
-        """The map from R^D to the product of the supports.
+        """The map from R^N to the product of the supports.
 
         Raises:
             CompileError: The support of a site depends on other sites' values (E-SUPPORT).
@@ -265,7 +284,7 @@ class StructuredLayer(nn.Module):
             told.append(
                 {
                     "name": site.name,
-                    "family": site.specification.family,
+                    "family": site.specification.title,
                     "shape": list(site.shape),
                     "parents": [self.program.sites[parent].name for parent in self.plan.parents[index]],
                     "observed": site.observed,
@@ -284,7 +303,7 @@ class StructuredLayer(nn.Module):
             return "empty"
         text = self.supports.names[kernel.number]
         if kernel.mixed:
-            text = f"mixture of {len(self.plan.populations.configurations)} x {site.specification.family}"
+            text = f"mixture of {len(self.plan.populations.configurations)} x {site.specification.title}"
         return f"dequantised {text}" if site.discrete else text
 
     def explain(self) -> str:
@@ -303,11 +322,12 @@ class StructuredLayer(nn.Module):
             steps = len(kernel.held.slice.values) - len(kernel.held.addresses)
             shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
             lines.append(
-                f"  {len(names)} x {kernel.held.specification.family}{list(kernel.held.shape)} ({shown}): "
+                f"  {len(names)} x {kernel.held.specification.title}{list(kernel.held.shape)} ({shown}): "
                 f"{len(kernel.held.addresses)} loads, {steps} instructions"
             )
         lines.append(f"schedule: density in 1 stage, sampling in {len(self._sampling._schedule)} levels")
         return "\n".join(lines)
 
     def extra_repr(self) -> str:
-        return f"{len(self.plan.example)} sites, D={self.dim}, gate={self.gate!r}"
+        noise = f", N={self.noise_dim}" if self.noise_dim != self.dim else ""
+        return f"{len(self.plan.example)} sites, D={self.dim}{noise}, gate={self.gate!r}"

@@ -1,7 +1,8 @@
-"""Supports of a program's sites: what lies inside, and the map from R^D onto their product."""
+"""Supports of a program's sites: what lies inside, and the map from R^N onto their product."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,12 +15,14 @@ from emfc.layers.latents import Gates, configured_environment
 from emfc.layers.plan import Plan
 from emfc.layers.readers import Environment
 from emfc.program.errors import CompileError
+from emfc.program.ir import SiteRecord
 from emfc.transforms import (
     CDFTransform,
     LadjTransform,
     NormalTransform,
     UnsupportedFamilyError,
     from_normal,
+    gated,
     mixture_family,
     unconstrained_map,
 )
@@ -27,7 +30,10 @@ from emfc.transforms import (
 if TYPE_CHECKING:
     from emfc.layers.structured import StructuredLayer
 
-__all__ = ["ProgramConstraintMap", "Supports"]
+__all__ = ["UNCOMPUTABLE", "ProgramConstraintMap", "Supports"]
+
+UNCOMPUTABLE = (ValueError, RuntimeError, ArithmeticError)
+"""What constructors and decompositions raise at parameters that no inside value gives."""
 
 
 class Supports:
@@ -48,25 +54,56 @@ class Supports:
         dtype = getattr(torch, program.dtype)
         initial = [held.initial.reshape(-1).to(dtype) for held in program.parameters]
         parameters = torch.cat(initial) if initial else torch.zeros(0, dtype=dtype)
-        environment = Environment(self.prototype(parameters), parameters)
-        self.names = {kernel.number: self._name(kernel, environment) for kernel in (*plan.ordinary, *plan.mixtures)}
+        self._start = Environment(self.prototype(parameters), parameters)
+        self.names = {kernel.number: self._name(kernel, self._start) for kernel in (*plan.ordinary, *plan.mixtures)}
 
     def _name(self, kernel: Kernel, environment: Environment) -> str:
-        program = self.plan.program
-        site, family = program.sites[kernel.held.sites[0]], kernel.held.specification.family
+        site, family = self._site(kernel), kernel.held.specification.title
+        place = {"site": site.name, "location": site.location, "source": site.source}
         try:
             transform = self.at(kernel, environment)
+            own = kernel.full.own(environment.values)
+            noise = tuple(transform.inverse_shape(own.shape))[1:]
+            transform.inverse_and_ladj(own)
+        except CompileError as error:
+            raise CompileError(error.code, error.reason, advice=error.advice, **place) from error
         except (UnsupportedFamilyError, KeyError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
             told = isinstance(error, UnsupportedFamilyError)
             raise CompileError(
                 "E-NOCDF",
-                str(error).rstrip(".") if told else f"the family {family} has no CDF transform",
-                site=site.name,
-                location=site.location,
-                source=site.source,
+                str(error).rstrip(".") if told else f"the family {family} has no CDF transform ({error})",
                 advice="write the site with a supported family",
+                **place,
             ) from error
+        if noise != kernel.full.noise.positions.shape:
+            raise CompileError(
+                "E-NOCDF", f"the family {family} takes noise of another shape than was recorded", **place
+            )
         return f"{family} -> {_constraint_name(transform.codomain)}"
+
+    def _site(self, kernel: Kernel) -> SiteRecord:
+        return self.plan.program.sites[kernel.held.sites[0]]
+
+    def check_gates(self) -> None:
+        """Check that every class can be gated.
+
+        Raises:
+            CompileError: The transform of a family cannot be mixed with the identity (E-NOCDF).
+        """
+        environment = self._start
+        for kernel in (*self.plan.ordinary, *self.plan.mixtures):
+            site = self._site(kernel)
+            try:
+                gated(self.at(kernel, environment), environment.values.new_full((), 0.5))
+            except UnsupportedFamilyError as error:
+                raise CompileError(
+                    "E-NOCDF",
+                    f"the family {kernel.held.specification.title} has no gate: {str(error).rstrip('.')}",
+                    site=site.name,
+                    location=site.location,
+                    source=site.source,
+                    advice="compile the program with gate=None",
+                ) from error
 
     def prototype(self, like: Tensor) -> Tensor:
         """One example ``[1, D]``, that of the watched run, in the dtype and device of `like`."""
@@ -87,14 +124,27 @@ class Supports:
         return CDFTransform(mixture_family(weights, family))
 
     def outside(self, values: Tensor, parameters: Tensor) -> Tensor:
-        """Which elements ``[B, D]`` of examples lie outside their site's support, or are no numbers."""
+        """Which elements ``[B, D]`` of examples lie outside their site's support, or are no numbers.
+
+        Of a vector that is constrained as a whole, such as one on a simplex, all elements are outside or none.
+        """
         result = torch.zeros_like(values, dtype=torch.bool)
-        environment = Environment(values, parameters)
-        for kernel in (*self.plan.ordinary, *self.plan.mixtures):
-            own = kernel.full.own(values)
-            inside: Tensor = _scalar(self.at(kernel, environment).codomain).check(own) & own.isfinite()
-            columns = torch.as_tensor(kernel.own.reshape(-1), device=values.device)
-            result[:, columns] = ~inside.flatten(1)
+        pending: list[Kernel] = [*self.plan.ordinary, *self.plan.mixtures]
+        while pending:  # what cannot be computed from values that are outside reads others in their place
+            environment = Environment(torch.where(result, self.prototype(values), values), parameters)
+            later: list[Kernel] = []
+            for kernel in pending:
+                try:
+                    constraint = _scalar(self.at(kernel, environment).codomain)
+                except UNCOMPUTABLE:
+                    later.append(kernel)
+                    continue
+                columns = torch.as_tensor(kernel.own.reshape(-1), device=values.device)
+                result[:, columns] = ~_inside(constraint, kernel.full.own(values)).flatten(1)
+            if len(later) == len(pending):
+                self.at(later[0], environment)
+                break
+            pending = later
         return result
 
 
@@ -105,15 +155,39 @@ def _scalar(constraint: constraints.Constraint) -> constraints.Constraint:
     return constraint
 
 
+def _inside(constraint: constraints.Constraint, own: Tensor) -> Tensor:
+    """Which elements obey the constraint of an element or, all together, that of a vector or matrix."""
+    inside, dims = own.isfinite(), constraint.event_dim
+    if not dims:
+        return torch.logical_and(inside, constraint.check(own))
+    spread = (..., *[None] * dims)
+    finite = inside.flatten(-dims).all(-1)
+    whole: Tensor = finite & _holds(constraint, torch.where(finite[spread], own, 0))
+    return whole[spread].expand(own.shape)
+
+
+def _holds(constraint: constraints.Constraint, value: Tensor) -> Tensor:
+    """Whether vectors or matrices obey a constraint.
+
+    The constraint map is asked as well: torch's own check of positive definite matrices mixes those of a batch up.
+    """
+    inside: Tensor = constraint.check(value)
+    try:
+        return inside & unconstrained_map(constraint).inverse_and_ladj(value)[1].isfinite()
+    except UnsupportedFamilyError:
+        return inside
+
+
 def _constraint_name(constraint: constraints.Constraint) -> str:
     return type(_scalar(constraint)).__name__.strip("_").replace("_", " ")
 
 
 class ProgramConstraintMap(LadjTransform):
-    """The map from R^D onto the product of the sites' supports, elementwise.
+    """The map from R^N onto the product of the sites' supports: elementwise, but for supports of vectors.
 
-    It is what a layer with closed gates does after the identity, and what carries a constrained example to the real
-    line and back between learned layers. Bounds that are parameters are read when it is called.
+    A simplex of K elements takes K - 1 real numbers, a Cholesky factor of a correlation matrix one for each pair. It is
+    what a layer with closed gates does after the identity, and what carries a constrained example to the real line and
+    back between learned layers. Bounds that are parameters are read when it is called.
     """
 
     domain = constraints.real_vector
@@ -131,7 +205,7 @@ class ProgramConstraintMap(LadjTransform):
         first = Environment(values, layer.flat_parameters(values))
         with torch.no_grad():
             generator = torch.Generator().manual_seed(7919)
-            noise = torch.randn(first.values.shape, generator=generator, dtype=torch.float64).to(first.values)
+            noise = torch.randn(1, layer.noise_dim, generator=generator, dtype=torch.float64).to(first.values)
             second, _ = layer._sampling(noise, first.parameters, Gates(None))
             both = Environment(torch.cat([first.values, second]), first.parameters)
             for kernel in (*layer.plan.ordinary, *layer.plan.mixtures):
@@ -145,7 +219,9 @@ class ProgramConstraintMap(LadjTransform):
                             site=site.name,
                             location=site.location,
                             source=site.source,
-                            advice="use placement='top', or rescale a site of fixed support",
+                            advice="use pyro.deterministic for a computed value"
+                            if site.noise_size == 0
+                            else "use placement='top', or rescale a site of fixed support",
                         )
 
     def _maps(self, like: Tensor) -> list[tuple[Kernel, LadjTransform]]:
@@ -167,18 +243,29 @@ class ProgramConstraintMap(LadjTransform):
         return self._apply(y, inverse=True)
 
     def _apply(self, value: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        flat = value.reshape(-1, self._layer.dim)
+        flat, density = value.reshape(value.shape[:-1].numel(), value.shape[-1]), self._layer._density
+        order = density._from_class_order if inverse else density._values_from_class_order
         pieces, total = [], flat.new_zeros(len(flat))
         for kernel, held in self._maps(flat):
-            own = kernel.full.own(flat)
+            own = (kernel.full.own if inverse else kernel.full.noise)(flat)
             moved, ladj = held.inverse_and_ladj(own) if inverse else held.call_and_ladj(own)
             pieces.append(moved.flatten(1))
-            total = total + ladj.expand(own.shape).flatten(1).sum(-1)
-        joined = self._layer._density._from_class_order(torch.cat(pieces, -1))
-        return joined.reshape(value.shape), total.reshape(value.shape[:-1])
+            dims = (held.codomain if inverse else held.domain).event_dim
+            total = total + ladj.expand(own.shape[: own.ndim - dims]).flatten(1).sum(-1)
+        joined = order(torch.cat(pieces, -1))
+        return joined.reshape(*value.shape[:-1], joined.shape[-1]), total.reshape(value.shape[:-1])
+
+    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Shape of the values of real coordinates."""
+        return torch.Size((*shape[:-1], self._layer.dim))
+
+    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
+        """Shape of the real coordinates of values."""
+        return torch.Size((*shape[:-1], self._layer.noise_dim))
 
 
 def _bounds(constraint: constraints.Constraint) -> list[Tensor]:
+    """What places a support: its ends, or its one value."""
     constraint = _scalar(constraint)
-    held = (getattr(constraint, name, None) for name in ("lower_bound", "upper_bound"))
+    held = (getattr(constraint, name, None) for name in ("lower_bound", "upper_bound", "value"))
     return [bound for bound in held if isinstance(bound, Tensor)]

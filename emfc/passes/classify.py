@@ -14,6 +14,7 @@ import numpy as np
 
 from emfc.passes.slices import Load, OutputTable, Slice, Step, output_table, slice_operands
 from emfc.program.ir import Addresses, Program, SiteRecord, Specification
+from emfc.program.specification import event_dim
 
 __all__ = ["SiteClass", "batch_ranks", "classify", "flatten_paths", "slice_sites"]
 
@@ -37,6 +38,7 @@ class SiteClass:
     addresses: tuple[Addresses, ...]
     shape: tuple[int, ...]
     event_dim: int
+    noise_shape: tuple[int, ...]
 
 
 def flatten_paths(specification: Specification, prefix: str = "") -> list[str]:
@@ -49,10 +51,7 @@ def flatten_paths(specification: Specification, prefix: str = "") -> list[str]:
 
 def batch_ranks(specification: Specification, rank: int) -> dict[str, int]:
     """For each operand by path how many of its first dimensions belong to the batch of a site of rank `rank`."""
-    leaf = specification
-    while leaf.family in ("TransformedDistribution", "MixtureSameFamily"):
-        leaf = leaf.children["base" if leaf.family == "TransformedDistribution" else "component"]
-    return dict.fromkeys(flatten_paths(specification), rank - int(leaf.options.get("event_dim", 0)))
+    return dict.fromkeys(flatten_paths(specification), rank - event_dim(specification))
 
 
 def slice_sites(program: Program) -> list[Slice]:
@@ -124,6 +123,7 @@ def _key(program: Program, site: SiteRecord, held: Slice, latents: Addresses) ->
         tuple(values),
         held.outputs,
         site.shape,
+        site.noise_shape,
         site.event_dim,
         site.observed,
         site.adjustment,
@@ -163,4 +163,5 @@ def _merge(program: Program, slices: list[Slice], members: list[int]) -> SiteCla
         addresses=tuple(addresses),
         shape=first.shape,
         event_dim=first.event_dim,
+        noise_shape=first.noise_shape,
     )

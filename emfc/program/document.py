@@ -83,6 +83,7 @@ class SiteDocument(StoredDocument):
     location: str | None
     source: str | None
     adjustment: str | None
+    noise_shape: list[int] | None = None
 
 
 class ParameterDocument(StoredDocument):

@@ -110,6 +110,7 @@ def _site(
         location=str(raw.location) if raw.location else None,
         source=raw.location.source if raw.location else None,
         adjustment=raw.adjustment,
+        noise_shape=raw.noise_shape,
     )
 
 

@@ -12,7 +12,7 @@ import networkx
 from pydantic import BaseModel
 
 from emfc.program.constraint import constraint_from_data
-from emfc.program.ir import Parameter, Plate, Program
+from emfc.program.ir import Parameter, Plate, Program, SiteRecord
 
 __all__ = ["GraphDocument", "ModelGraph", "ParameterInfo", "Site"]
 
@@ -118,7 +118,7 @@ class ModelGraph:
         return {
             record.name: Site(
                 name=record.name,
-                family=record.specification.family,
+                family=record.specification.title,
                 shape=record.shape,
                 event_dim=record.event_dim,
                 support=record.support,
@@ -143,16 +143,21 @@ class ModelGraph:
     @cached_property
     def dim(self) -> int:
         """Number of elements D of an example."""
-        return sum(
-            record.size
-            for record, site in zip(self.program.sites, self.sites.values(), strict=True)
-            if not site.observed and not site.latent_discrete
-        )
+        return sum(record.size for record in self._example)
+
+    @cached_property
+    def noise_dim(self) -> int:
+        """Number of noise variables N, less than D where a site lives on a set of lower dimension."""
+        return sum(record.noise_size for record in self._example)
 
     @property
-    def noise_dim(self) -> int:
-        """Number of noise variables N."""
-        return self.dim
+    def _example(self) -> list[SiteRecord]:
+        """The sites of an example."""
+        return [
+            record
+            for record, site in zip(self.program.sites, self.sites.values(), strict=True)
+            if not site.observed and not site.latent_discrete
+        ]
 
     def __iter__(self) -> Iterator[Site]:
         return iter(self.sites.values())

@@ -94,12 +94,20 @@ class Instruction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Specification:
-    """A distribution as data: family name, parameter operands, nested specifications and static options."""
+    """A distribution as data: family name, parameter operands, nested specifications and static options.
+
+    A family of `pyro.distributions` goes by its class name, one that a user registered by its dotted name.
+    """
 
     family: str
     parameters: Mapping[str, Operand]
     children: Mapping[str, Specification] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Class name of the family."""
+        return self.family.rpartition(".")[2]
 
     def operands(self) -> Iterator[Operand]:
         """All operands, nested ones included, in a fixed order."""
@@ -134,7 +142,10 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SiteRecord:
-    """One sample site. ``start`` is the address of its first value, or -1 where the site is observed."""
+    """One sample site. ``start`` is the address of its first value, or -1 where the site is observed.
+
+    ``noise_shape`` is the shape of the noise that its value is made from, which may have fewer elements than the value.
+    """
 
     name: str
     specification: Specification
@@ -148,10 +159,15 @@ class SiteRecord:
     location: str | None = None
     source: str | None = None
     adjustment: str | None = None
+    noise_shape: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def noise_size(self) -> int:
+        return int(np.prod(self.noise_shape, dtype=np.int64))
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,7 +23,12 @@ __all__ = ["ProgramMessenger", "RawParameter", "RawSite", "isolated_store"]
 
 @dataclass
 class RawSite:
-    """A sample site as met in one run of the model."""
+    """A sample site as met in one run of the model.
+
+    Attributes:
+        description: What `emfc.program.specification.describe` read; None for a `pyro.factor`.
+        noise_shape: Shape of the noise that a draw is made from.
+    """
 
     name: str
     distribution: Distribution
@@ -33,6 +38,7 @@ class RawSite:
     location: Location | None
     adjustment: str | None
     description: Any = None
+    noise_shape: tuple[int, ...] = ()
 
 
 @dataclass

@@ -38,7 +38,7 @@ from emfc.program.ir import (
     Specification,
 )
 from emfc.program.operations import resolve
-from emfc.program.specification import is_known_family
+from emfc.program.specification import stored_arguments
 
 __all__ = ["PROGRAM_VERSION", "program_from_document", "program_to_document"]
 
@@ -130,6 +130,7 @@ def program_to_document(program: Program) -> tuple[dict[str, Any], dict[str, Ten
                 location=site.location,
                 source=site.source,
                 adjustment=site.adjustment,
+                noise_shape=list(site.noise_shape),
             )
             for site in program.sites
         ],
@@ -178,8 +179,20 @@ class _Reader:
         return Operand(np.asarray(flat.reshape(held.shape)), held.dtype)
 
     def specification(self, held: SpecificationDocument) -> Specification:
-        if not is_known_family(held.family):
-            raise UserError(f"the stored program names a family that this version does not know: {held.family!r}")
+        names = [*held.parameters, *held.children, *held.options.get("arguments", {})]
+        try:
+            known = stored_arguments(held.family)
+        except KeyError:
+            if "." in held.family:
+                raise UserError(
+                    f"the stored program uses the family {held.family!r}, for which no transform is registered; "
+                    "import the module that registers it first"
+                ) from None
+            raise UserError(
+                f"the stored program names a family that this version does not know: {held.family!r}"
+            ) from None
+        if known is not None and (not known.issuperset(names) or len(set(names)) < len(names)):
+            raise UserError(f"the stored program is damaged: {held.family} is made from other arguments than it gives")
         return Specification(
             held.family,
             {name: self.operand(operand) for name, operand in held.parameters.items()},
@@ -306,4 +319,5 @@ def _site(entry: SiteDocument, reader: _Reader) -> SiteRecord:
         location=entry.location,
         source=entry.source,
         adjustment=entry.adjustment,
+        noise_shape=tuple(entry.shape if entry.noise_shape is None else entry.noise_shape),
     )

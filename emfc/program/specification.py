@@ -5,33 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
-import pyro.distributions as pyro_distributions
 import torch
 from pyro.distributions.torch import Independent as PyroIndependent
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints, transforms
 
+from emfc.program.bijections import (
+    flatten_transforms,
+    make_transform,
+    read_transform,
+    transform_class,
+    transform_event_dims,
+)
 from emfc.program.errors import CompileError
+from emfc.program.families import family_class, family_name, known_arguments, read_family
 from emfc.program.ir import Specification
+from emfc.program.makers import make_family
 
-__all__ = ["Description", "build", "describe", "family_class", "is_known_family", "support_text"]
+__all__ = [
+    "Capture",
+    "Description",
+    "build",
+    "describe",
+    "describe_data",
+    "event_dim",
+    "stored_arguments",
+    "support_text",
+    "unwrapped",
+]
 
 T = TypeVar("T")
 
 _WRAPPERS = (torch.distributions.Independent, PyroIndependent, ExpandedDistribution, MaskedDistribution)
-_PREFERRED = (
-    ({"probs", "logits"}, "logits"),
-    ({"covariance_matrix", "precision_matrix", "scale_tril"}, "scale_tril"),
-)
-_TRANSFORMS: dict[str, tuple[type[transforms.Transform], tuple[str, ...]]] = {
-    "AffineTransform": (transforms.AffineTransform, ("loc", "scale")),
-    "ExpTransform": (transforms.ExpTransform, ()),
-    "SigmoidTransform": (transforms.SigmoidTransform, ()),
-    "TanhTransform": (transforms.TanhTransform, ()),
-    "SoftplusTransform": (transforms.SoftplusTransform, ()),
-    "PowerTransform": (transforms.PowerTransform, ("exponent",)),
-}
+_MARKS = ("Factor", "MixtureSameFamily", "TransformedDistribution")
 
 
 class Description(Generic[T]):
@@ -58,13 +65,21 @@ class Description(Generic[T]):
 Capture = Callable[[Tensor, int], T]
 
 
+def unwrapped(distribution: Distribution) -> Distribution:
+    """The distribution inside Independent, Expanded and Masked wrappers."""
+    inner: Any = distribution
+    while isinstance(inner, _WRAPPERS):
+        inner = inner.base_dist
+    return inner  # type: ignore[no-any-return]
+
+
 def describe(distribution: Distribution, capture: Capture[T], missing: int = 0) -> Description[T]:
     """Read a distribution's family, parameters and structure.
 
     Independent, Expanded and Masked wrappers vanish: their only trace is the shape of the site.
 
     Args:
-        distribution: Any torch or Pyro distribution.
+        distribution: Any torch or Pyro distribution, or one of a registered class.
         capture: Called with each parameter tensor and the rank that it must be padded to with leading dimensions of
             size one,
             so that parameters of a site all line up with its value.
@@ -73,140 +88,120 @@ def describe(distribution: Distribution, capture: Capture[T], missing: int = 0) 
     Raises:
         CompileError: A transform or family cannot be written as data (E-NOCDF).
     """
-    inner: Any = distribution
-    while isinstance(inner, _WRAPPERS):
-        inner = inner.base_dist
+    inner: Any = unwrapped(distribution)
     missing += _rank(distribution) - _rank(inner)
-    family = type(inner).__name__
-    if type(inner) not in (getattr(pyro_distributions, family, None), getattr(torch.distributions, family, None)):
-        raise CompileError(
-            "E-NOCDF",
-            f"the class {type(inner).__module__}.{family} is none of pyro.distributions",
-            advice="use a family of pyro.distributions",
-        )
+    family = family_name(inner)
     if family == "MixtureSameFamily":
+        weights, component = inner._mixture_distribution, inner._component_distribution
+        batch = missing + len(inner.batch_shape)
         children = {
-            "mixture": describe(inner._mixture_distribution, capture, missing),
-            "component": describe(inner._component_distribution, capture, missing),
+            "mixture": describe(weights, capture, batch - len(weights.batch_shape)),
+            "component": describe(component, capture, batch + 1 - len(component.batch_shape)),
         }
-        event_dim = len(inner._component_distribution.event_shape)
-        if event_dim and isinstance(inner, torch.distributions.MixtureSameFamily):
-            raise CompileError(
-                "E-NOCDF",
-                "a MixtureSameFamily with vector components has no CDF transform",
-                advice="draw z = pyro.sample('z', Categorical(...)) and then the vector with table[z]: z is summed out",
-            )
-        return Description(family, {}, children, {"event_dim": event_dim})
-    if type(inner) in (torch.distributions.TransformedDistribution, pyro_distributions.TransformedDistribution):
-        rank = _rank(inner) + missing
-        children = {"base": describe(inner.base_dist, capture, rank - _rank(inner.base_dist))}
-        flat = _flatten_transforms(inner.transforms)
-        for number, transform in enumerate(flat):
-            children[f"transform{number}"] = _describe_transform(transform, capture, rank)
-        return Description(family, {}, children, {"base_event_dim": len(inner.base_dist.event_shape)})
+        return Description(family, {}, children, _with_events(len(component.event_shape), {"component": component}))
+    if family == "TransformedDistribution":
+        return _transformed(inner, capture, missing)
+    reading = read_family(inner)
     batch_rank = len(inner.batch_shape) + missing
-    return Description(family, _parameters(inner, capture, batch_rank), {}, {"event_dim": len(inner.event_shape)})
+    options = _with_events(len(inner.event_shape), reading.children)
+    if reading.options:
+        options["arguments"] = reading.options
+    return Description(
+        family,
+        {name: capture(value, batch_rank + extra) for name, (value, extra) in reading.tensors.items()},
+        {
+            name: describe(child, capture, missing + _rank(inner) - _rank(child))
+            for name, child in reading.children.items()
+        },
+        options,
+    )
+
+
+def _with_events(dims: int, children: Mapping[str, Distribution]) -> dict[str, Any]:
+    """Options: event dimensions, and those that wrappers gave to the distributions inside."""
+    options: dict[str, Any] = {"event_dim": dims}
+    events = {name: len(held.event_shape) - len(unwrapped(held).event_shape) for name, held in children.items()}
+    if any(events.values()):
+        options["events"] = events
+    return options
+
+
+def describe_data(distribution: Distribution, capture: Capture[T]) -> Description[T]:
+    """Read the distribution of an observed site, which is never built again.
+
+    Of a family of Pyro that cannot be written as data, the parameters that it names are enough.
+
+    Raises:
+        CompileError: The class is none that is known (E-NOCDF).
+    """
+    try:
+        return describe(distribution, capture)
+    except CompileError:
+        inner = unwrapped(distribution)
+        family, rank = family_name(inner), _rank(distribution)
+        held = {name: getattr(inner, name, None) for name in inner.arg_constraints}
+        tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        captured = {name: capture(value, max(rank, value.ndim)) for name, value in tensors.items()}
+        return Description(family, captured, {}, {"event_dim": rank})
 
 
 def _rank(distribution: Distribution) -> int:
     return len(distribution.batch_shape) + len(distribution.event_shape)
 
 
-def _parameters(inner: Distribution, capture: Capture[T], batch_rank: int) -> dict[str, T]:
-    try:
-        names = dict(inner.arg_constraints)
-    except NotImplementedError:
-        names = {}
-    for group, preferred in _PREFERRED:
-        if preferred in names:
-            for name in group - {preferred}:
-                names.pop(name, None)
-    captured: dict[str, T] = {}
-    for name, constraint in names.items():
-        value = getattr(inner, name, None)
-        if isinstance(value, (int, float)):
-            value = torch.tensor(float(value))
-        if isinstance(value, Tensor):
-            try:
-                event_dim = constraint.event_dim
-            except NotImplementedError:
-                raise CompileError(
-                    "E-NOCDF",
-                    f"the family {type(inner).__name__} has no CDF transform",
-                    advice="use pyro.deterministic for a computed value" if type(inner).__name__ == "Delta" else None,
-                ) from None
-            captured[name] = capture(value, batch_rank + event_dim)
-    return captured
+def _transformed(inner: Any, capture: Capture[T], missing: int) -> Description[T]:
+    """A chain of transforms: steps may change the number of event dimensions, and so the rank of what comes next."""
+    flat = list(flatten_transforms(inner.transforms))
+    steps = [transform_event_dims(transform) for transform in flat]
+    rank = _rank(inner) + missing - sum(after - before for before, after in steps)
+    children = {"base": describe(inner.base_dist, capture, rank - _rank(inner.base_dist))}
+    for number, (transform, (before, after)) in enumerate(zip(flat, steps, strict=True)):
+        children[f"transform{number}"] = _describe_transform(transform, capture, rank, (before, after))
+        rank += after - before
+    return Description("TransformedDistribution", {}, children, {})
 
 
-def _flatten_transforms(parts: list[transforms.Transform]) -> list[transforms.Transform]:
-    flat: list[transforms.Transform] = []
-    for part in parts:
-        if isinstance(part, transforms.ComposeTransform):
-            flat.extend(_flatten_transforms(part.parts))
-        elif isinstance(part, transforms.IndependentTransform):
-            flat.extend(_flatten_transforms([part.base_transform]))
-        else:
-            flat.append(part)
-    return flat
+def _describe_transform(
+    transform: transforms.Transform, capture: Capture[T], rank: int, events: tuple[int, int]
+) -> Description[T]:
+    name, inverted, reading = read_transform(transform)
+    options: dict[str, Any] = {"inverse": inverted}
+    if events != (0, 0):
+        options["event_dims"] = list(events)
+    if reading.options:
+        options["arguments"] = reading.options
+    return Description(
+        name,
+        {argument: capture(value, rank + extra) for argument, (value, extra) in reading.tensors.items()},
+        {argument: describe(child, capture, rank - _rank(child)) for argument, child in reading.children.items()},
+        options,
+    )
 
 
-def _describe_transform(transform: transforms.Transform, capture: Capture[T], rank: int) -> Description[T]:
-    inverted = isinstance(transform, transforms._InverseTransform)
-    inner = transform.inv if inverted else transform
-    name = type(inner).__name__
-    if name not in _TRANSFORMS or type(inner) is not _TRANSFORMS[name][0]:
-        raise CompileError(
-            "E-NOCDF",
-            f"a TransformedDistribution through {name} is not supported",
-            advice=f"supported transforms are {', '.join(_TRANSFORMS)}, their inverses and compositions",
-        )
-    captured: dict[str, T] = {}
-    for attribute in _TRANSFORMS[name][1]:
-        value = getattr(inner, attribute)
-        value = value if isinstance(value, Tensor) else torch.tensor(float(value))
-        captured[attribute] = capture(value, rank)
-    return Description(name, captured, {}, {"inverse": inverted})
+def event_dim(specification: Specification) -> int:
+    """How many of the last dimensions of a value belong together; dimensions of `to_event` do not count."""
+    if specification.family != "TransformedDistribution":
+        return int(specification.options.get("event_dim", 0))
+    held = event_dim(specification.children["base"])
+    for child in _steps(specification).values():
+        before, after = child.options.get("event_dims", (0, 0))
+        held = max(held, before) + after - before
+    return held
 
 
-def family_class(family: str) -> type[Distribution]:
-    """The class of a family by its name in `pyro.distributions`.
+def _steps(specification: Specification) -> dict[str, Specification]:
+    return {name: child for name, child in specification.children.items() if name != "base"}
+
+
+def stored_arguments(name: str) -> frozenset[str] | None:
+    """Names that a stored family or transform may be made from; None where the name is one of the compiler's own marks.
 
     Raises:
-        KeyError: There is no such distribution.
+        KeyError: The name is no family, no transform and no mark.
     """
-    found = getattr(pyro_distributions, family, None) or getattr(torch.distributions, family, None)
-    if not (isinstance(found, type) and issubclass(found, Distribution)):
-        raise KeyError(family)
-    return found
-
-
-_PLAIN = frozenset(("Normal", "Laplace", "Logistic", "Cauchy", "Gumbel"))
-
-
-def _unexpanded(family: type[Distribution], arguments: Mapping[str, Tensor]) -> Distribution:
-    """A distribution whose parameters keep their own shapes, where the constructor would expand them to a common one.
-
-    A scale shared by all steps and examples then stays one number, and so does its gradient.
-    """
-    made = family.__new__(family)
-    for name, value in arguments.items():
-        setattr(made, name, value)
-    sizes = zip(*(value.shape for value in arguments.values()), strict=True)  # all of one rank
-    shape = torch.Size([next((size for size in held if size != 1), 1) for held in sizes])
-    Distribution.__init__(made, shape, validate_args=False)
-    return made
-
-
-def is_known_family(name: str) -> bool:
-    """Whether a stored name is a family, a transform or one of the compiler's own marks."""
-    if name in _TRANSFORMS or name in ("Factor", "MixtureSameFamily", "TransformedDistribution"):
-        return True
-    try:
-        family_class(name)
-    except KeyError:
-        return False
-    return True
+    if name in _MARKS:
+        return None
+    return known_arguments(transform_class(name) or family_class(name))
 
 
 def build(specification: Specification, values: Mapping[str, Tensor], prefix: str = "") -> Distribution:
@@ -217,35 +212,33 @@ def build(specification: Specification, values: Mapping[str, Tensor], prefix: st
         values: Parameter tensors; leading batch dimensions beyond the traced ones are allowed.
         prefix: Path of this specification inside the site's.
     """
-    family = specification.family
-    if family == "MixtureSameFamily":
-        mixture: Any = build(specification.children["mixture"], values, prefix + "mixture.")
-        component = build(specification.children["component"], values, prefix + "component.")
-        shape = torch.broadcast_shapes((*mixture.batch_shape, mixture.logits.shape[-1]), component.batch_shape)
-        return torch.distributions.MixtureSameFamily(
-            mixture.expand(shape[:-1]), component.expand(shape), validate_args=False
-        )
-    if family == "TransformedDistribution":
+    if specification.family == "MixtureSameFamily":
+        held = _arguments(specification, values, prefix)
+        return torch.distributions.MixtureSameFamily(held["mixture"], held["component"], validate_args=False)
+    if specification.family == "TransformedDistribution":
         base = build(specification.children["base"], values, prefix + "base.")
-        parts = []
-        for name, child in specification.children.items():
-            if name.startswith("transform"):
-                made: Any
-                made, attributes = _TRANSFORMS[child.family]
-                part = made(*(values[f"{prefix}{name}.{attribute}"] for attribute in attributes))
-                parts.append(part.inv if child.options.get("inverse") else part)
+        parts = [
+            make_transform(
+                child.family,
+                _arguments(child, values, f"{prefix}{name}."),
+                inverse=bool(child.options.get("inverse")),
+            )
+            for name, child in _steps(specification).items()
+        ]
         return torch.distributions.TransformedDistribution(base, parts, validate_args=False)
+    return make_family(specification.family, _arguments(specification, values, prefix))
+
+
+def _arguments(specification: Specification, values: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
+    """Arguments of the constructor of a family or transform."""
     arguments: dict[str, Any] = {name: values[prefix + name] for name in specification.parameters}
-    if family in _PLAIN:
-        return _unexpanded(family_class(family), arguments)
-    if family == "LogNormal":
-        normal = _unexpanded(torch.distributions.Normal, arguments)
-        lognormal: Any = torch.distributions.LogNormal.__new__(torch.distributions.LogNormal)
-        lognormal.base_dist, lognormal.transforms = normal, [transforms.ExpTransform()]
-        Distribution.__init__(lognormal, normal.batch_shape, validate_args=False)
-        return lognormal  # type: ignore[no-any-return]
-    made_family: Any = family_class(family)
-    return made_family(**arguments, validate_args=False)  # type: ignore[no-any-return]
+    events = specification.options.get("events", {})
+    for name, child in specification.children.items():
+        held = build(child, values, f"{prefix}{name}.")
+        if events.get(name):
+            held = torch.distributions.Independent(held, events[name], validate_args=False)
+        arguments[name] = held
+    return {**arguments, **specification.options.get("arguments", {})}
 
 
 def support_text(support: constraints.Constraint) -> str:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any
 
 import pyro
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from emfc.program.errors import CompileError
 from emfc.program.finish import finish
@@ -18,10 +20,12 @@ from emfc.program.locations import Location, is_library, user_location
 from emfc.program.messenger import ProgramMessenger, RawParameter, RawSite, isolated_store
 from emfc.program.recorder import Recorder
 from emfc.program.refusals import impure
+from emfc.program.refused_families import refuse_family
 from emfc.program.shadow import Shadow
-from emfc.program.specification import describe
+from emfc.program.specification import Capture, Description, T, describe, describe_data, unwrapped
+from emfc.transforms import UnsupportedFamilyError, from_normal
 
-__all__ = ["Model", "run_model", "trace"]
+__all__ = ["Model", "describe_site", "run_model", "trace"]
 
 Model = Callable[..., Any]
 _ONE_AT_A_TIME = threading.RLock()
@@ -82,6 +86,7 @@ class _Watch:
 
     def draw(self, site: RawSite) -> Tensor:
         with self.recorder.pause():
+            refuse_family(type(unwrapped(site.distribution)).__name__, site=site.name, **_at(site))
             check_parameters(site.distribution, site)
         return draw_value(site)
 
@@ -131,8 +136,9 @@ class _Watch:
                 self.starts["site:" + site.name] = start
                 addresses = torch.arange(start, start + site.value.numel()).reshape(site.value.shape)
                 self.shadow.register(site.value, addresses, random=True)
+                site.noise_shape = noise_shape(site)
         try:
-            site.description = describe(site.distribution, self.capture) if site.adjustment != "pyro.factor" else None
+            site.description = describe_site(site, self.capture)
         except CompileError as error:
             raise CompileError(error.code, error.reason, site=site.name, advice=error.advice, **_at(site)) from None
 
@@ -143,6 +149,35 @@ class _Watch:
         with self.recorder.pause():
             held = self.shadow.addresses(tensor).clone()
         return held.reshape((1,) * (rank - held.ndim) + tuple(held.shape)), dtype_kind(tensor.dtype)
+
+
+def describe_site(site: RawSite, capture: Capture[T]) -> Description[T] | None:
+    """What a site's distribution says; None for a `pyro.factor`.
+
+    Raises:
+        CompileError: The distribution of a latent site cannot be written as data (E-NOCDF).
+    """
+    if site.adjustment == "pyro.factor":
+        return None
+    return describe_data(site.distribution, capture) if site.observed else describe(site.distribution, capture)
+
+
+def noise_shape(site: RawSite) -> tuple[int, ...]:
+    """Shape of the noise of a latent site; that of its value where the family has no transform, which is told later."""
+    inner, shape = unwrapped(_copy(site.distribution)), tuple(site.value.shape)
+    try:
+        return tuple(from_normal(inner).inverse_shape(shape))
+    except (UnsupportedFamilyError, KeyError, TypeError, ValueError, RuntimeError):
+        return shape
+
+
+def _copy(distribution: Distribution) -> Distribution:
+    """The same distribution, on which properties may be computed and kept without the model's own seeing them."""
+    made = copy(distribution)
+    for name, value in vars(made).items():
+        if isinstance(value, Distribution):
+            made.__dict__[name] = _copy(value)
+    return made
 
 
 def _at(site: RawSite) -> dict[str, str | None]:
@@ -185,7 +220,7 @@ def draw_value(site: RawSite) -> Tensor:
     Raises:
         CompileError: The distribution cannot be sampled (E-NOCDF).
     """
-    distribution: Any = site.distribution
+    distribution: Any = _copy(site.distribution)
     try:
         drawn: Tensor = distribution.sample()
     except NotImplementedError:

@@ -14,8 +14,8 @@ from emfc.program.constraint import constraint_from_data
 from emfc.program.errors import CompileError
 from emfc.program.ir import Program, SiteRecord, Specification, dtype_kind
 from emfc.program.messenger import ProgramMessenger, RawParameter, RawSite
-from emfc.program.specification import Description, describe
-from emfc.program.trace import draw_value, run_model
+from emfc.program.specification import Description
+from emfc.program.trace import describe_site, draw_value, run_model
 
 __all__ = ["Evaluate", "verify"]
 
@@ -119,8 +119,7 @@ class _Replay:
 
     @staticmethod
     def _seen(site: RawSite) -> None:
-        if site.adjustment != "pyro.factor":
-            site.description = describe(site.distribution, _pad)
+        site.description = describe_site(site, _pad)
 
 
 def _perturb(raw: RawParameter, generator: torch.Generator) -> Tensor:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from emfc.special.precision import eager, together
+
 __all__ = ["Kernel", "Partials", "by_region", "differentiable", "elementwise"]
 
 Kernel = Callable[..., tuple[Tensor, ...]]
@@ -20,12 +22,12 @@ Partials = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[bool]], Sequen
 _BLOCK = 2**14
 
 
-def _blocks(kernel: Kernel, outputs: int, inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:
+def _blocks(kernel: Kernel, outputs: int, inputs: Sequence[Tensor], block: int = _BLOCK) -> tuple[Tensor, ...]:
     first = torch.broadcast_tensors(*inputs)
     shape = first[0].shape
     flat = [value.reshape(-1) for value in first]
     size = flat[0].numel()
-    block = _BLOCK * torch.get_num_threads() if flat[0].device.type == "cpu" else max(size, 1)
+    block = block * torch.get_num_threads() if flat[0].device.type == "cpu" else max(size, 1)
     if size <= block:
         results = kernel(*flat) if size else tuple(flat[0].clone() for _ in range(outputs))
     else:
@@ -37,7 +39,7 @@ def _blocks(kernel: Kernel, outputs: int, inputs: Sequence[Tensor]) -> tuple[Ten
     return tuple(result.reshape(shape) for result in results)
 
 
-def elementwise(name: str, *, inputs: int, outputs: int = 1) -> Callable[[Kernel], Kernel]:
+def elementwise(name: str, *, inputs: int, outputs: int = 1, block: int = _BLOCK) -> Callable[[Kernel], Kernel]:
     """Decorator: make a function of flat tensors one opaque operation on tensors of any shapes that broadcast.
 
     The function gets one-dimensional tensors of one length, dtype (float32 or float64) and device, without gradients,
@@ -47,6 +49,8 @@ def elementwise(name: str, *, inputs: int, outputs: int = 1) -> Callable[[Kernel
         name: Of the operation, unique.
         inputs: How many tensors it takes.
         outputs: How many it returns.
+        block: How many elements the function gets at most, per thread; more than usual pays for one that only sorts
+            its elements into regions.
     """
 
     def make(kernel: Kernel) -> Kernel:
@@ -55,7 +59,7 @@ def elementwise(name: str, *, inputs: int, outputs: int = 1) -> Callable[[Kernel
 
         def run(*values: Tensor) -> Any:
             with torch.no_grad():
-                results = _blocks(kernel, outputs, values)
+                results = _blocks(kernel, outputs, values, block)
             results = tuple(r.clone() if any(r is v for v in values) else r for r in results)
             return results if outputs > 1 else results[0]
 
@@ -88,7 +92,12 @@ def elementwise(name: str, *, inputs: int, outputs: int = 1) -> Callable[[Kernel
         registered = getattr(torch.ops.emfc, name).default  # what the compiler knows, unlike the object above
 
         def call(*values: Tensor) -> tuple[Tensor, ...]:
-            result = registered(*values)
+            values = together(*values)
+            watched = torch.is_grad_enabled() and any(value.requires_grad for value in values)
+            if eager() and not watched and not torch._C._len_torch_dispatch_stack():
+                result = run(*values)  # without the dispatcher, whose cost counts for small tensors
+            else:
+                result = registered(*values)
             return result if outputs > 1 else (result,)
 
         call.__doc__ = kernel.__doc__
@@ -149,8 +158,13 @@ def differentiable(function: Kernel, partials: Partials) -> Kernel:
             return tuple(result)
 
     def call(*inputs: Tensor) -> tuple[Tensor, ...]:
-        chosen = Backward if torch.compiler.is_compiling() else Both  # the compiler takes no function with a `jvp`
-        return chosen.apply(*torch.broadcast_tensors(*inputs))  # type: ignore[no-any-return, no-untyped-call]
+        inputs = together(*inputs)
+        if not torch.compiler.is_compiling():
+            return Both.apply(*torch.broadcast_tensors(*inputs))  # type: ignore[no-any-return, no-untyped-call]
+        # The compiler takes no function with a `jvp`, nor one of several inputs of which none wants a gradient.
+        if torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
+            return Backward.apply(*torch.broadcast_tensors(*inputs))  # type: ignore[no-any-return, no-untyped-call]
+        return function(*inputs)
 
     call.__doc__ = function.__doc__
     return call
@@ -159,7 +173,7 @@ def differentiable(function: Kernel, partials: Partials) -> Kernel:
 def by_region(
     regions: Sequence[tuple[Tensor, Callable[..., tuple[Tensor, ...]]]], inputs: Sequence[Tensor], outputs: int = 1
 ) -> tuple[Tensor, ...]:
-    """Evaluate each element by the function of its region only; for the bodies of `elementwise` functions.
+    """Evaluate each element by the function of its region only, in blocks; for the bodies of `elementwise` functions.
 
     Args:
         regions: Disjoint masks of the flat inputs that together hold every element, each with its function.
@@ -171,9 +185,9 @@ def by_region(
     for mask, function in regions:
         chosen = mask.nonzero().squeeze(-1)
         if chosen.numel() == size:
-            return function(*inputs)
+            return _blocks(function, outputs, inputs)
         if chosen.numel():
-            parts = function(*(value[chosen] for value in inputs))
+            parts = _blocks(function, outputs, [value[chosen] for value in inputs])
             for result, part in zip(results, parts, strict=True):
                 result[chosen] = part
     return results

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-__all__ = ["eager", "wide"]
+__all__ = ["eager", "together", "wide"]
 
 
 def eager() -> bool:
@@ -20,3 +22,12 @@ def wide(value: Tensor) -> Tensor:
     if value.dtype in (torch.float16, torch.bfloat16):
         return value.float()
     return value.to(torch.get_default_dtype())
+
+
+def together(*values: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in one dtype, the widest of those with dimensions, as torch's arithmetic takes it."""
+    if all(value.dtype == values[0].dtype for value in values):
+        return values
+    sized = [value.dtype for value in values if value.dim() > 0] or [value.dtype for value in values]
+    dtype = functools.reduce(torch.promote_types, sized)
+    return tuple(value.to(dtype) for value in values)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch import distributions as td
 from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
@@ -79,6 +81,14 @@ class SupportedNormal(NormalTransform):
         noise, ladj = self.core.inverse_and_ladj(coordinate)
         return noise, ladj + stretch
 
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        """Shape of the map's values for noise of this shape."""
+        return self.map.forward_shape(self.core.forward_shape(shape))
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        """Shape of noise for values of this shape."""
+        return self.core.inverse_shape(self.map.inverse_shape(shape))
+
     def unconstrained(self) -> NormalTransform:
         """The real transform."""
         return self.core
@@ -104,7 +114,11 @@ class MultivariateNormalTransform(NormalTransform):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Draw and log-determinant."""
-        value = self.loc + torch.matmul(self.scale_tril, wide(x).unsqueeze(-1)).squeeze(-1)
+        noise = wide(x)
+        if self.scale_tril.dim() == 2:  # one factor for the whole batch: one product of matrices
+            value = self.loc + torch.matmul(noise, self.scale_tril.mT)
+        else:
+            value = self.loc + torch.matmul(self.scale_tril, noise.unsqueeze(-1)).squeeze(-1)
         return value, self.log_det.expand(value.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:

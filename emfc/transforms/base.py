@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from torch import Size, Tensor, broadcast_shapes
 from torch.distributions import constraints
@@ -27,7 +28,8 @@ def sum_rightmost(value: Tensor, dims: int) -> Tensor:
 class LadjTransform(Transform, ABC):
     """A bijection with `call_and_ladj` in both directions.
 
-    Subclasses set `domain` and `codomain` and give `call_and_ladj` and `inverse_and_ladj`.
+    Subclasses set `domain` and `codomain` and give `call_and_ladj` and `inverse_and_ladj`. One whose values have
+    another shape than its inputs also gives `forward_shape` and `inverse_shape`, as torch's transforms do.
     """
 
     bijective = True
@@ -53,6 +55,14 @@ class LadjTransform(Transform, ABC):
     def with_cache(self, cache_size: int = 1) -> Transform:
         """The transform itself: nothing is cached."""
         return self
+
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        """Shape of the values of inputs of this shape, batch and event dimensions together."""
+        return Size(shape)
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        """Shape of the inputs of values of this shape, batch and event dimensions together."""
+        return Size(shape)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log-Jacobian at the pair (x, y = t(x))."""
@@ -102,6 +112,14 @@ class InverseTransform(Transform):
         """The transform itself: nothing is cached."""
         return self
 
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        """Shape of the base's inputs for values of this shape."""
+        return Size(self.base.inverse_shape(shape))
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        """Shape of the base's values for inputs of this shape."""
+        return Size(self.base.forward_shape(shape))
+
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log-Jacobian of the inverse at a value x of the base and its input y."""
         return -self.base.log_abs_det_jacobian(y, x)
@@ -131,8 +149,14 @@ class NormalTransform(LadjTransform):
     the noise is that of the nearest value inside, and the log-Jacobian of the inverse is -inf.
     Half precision is computed, and returned, in float32.
 
+    A value may have more elements than its noise (a point of a simplex of K numbers takes K - 1 noises): then
+    `inverse_shape(value shape)` is the shape of the noise, `forward_shape(noise shape)` that of the values, and
+    log-Jacobians are with respect to the free elements of the value (the first K - 1 of a simplex, the strictly lower
+    triangle of a Cholesky factor of a correlation matrix), as torch's densities are. What `unconstrained()` gives
+    maps noise to real values of the same shape.
+
     Attributes:
-        domain: The real line, or real vectors.
+        domain: The real line, or real vectors; its event dimensions are those of the noise.
         codomain: The support of the draws; `[0, levels)` where `discrete`.
         discrete: True where the draws are those of a dequantised discrete distribution.
         unit: Size that values are rounded relative to even when they are smaller: 1 for the coordinate of a
@@ -182,6 +206,14 @@ class IndependentTransform(LadjTransform):
         x, ladj = self.base.inverse_and_ladj(y)
         return x, sum_rightmost(ladj, self.dims)
 
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        """Base's shape of values."""
+        return Size(self.base.forward_shape(shape))
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        """Base's shape of inputs."""
+        return Size(self.base.inverse_shape(shape))
+
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Summed log-Jacobian."""
         return sum_rightmost(self.base.log_abs_det_jacobian(x, y), self.dims)
@@ -214,20 +246,30 @@ class BroadcastNormal(NormalTransform):
         self.event_shape = event_shape
         self.domain, self.codomain, self.discrete = base.domain, base.codomain, base.discrete
 
-    def _spread(self, value: Tensor) -> Tensor:
-        return value.expand(broadcast_shapes(value.shape, self.batch_shape + self.event_shape))
-
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Base transform of the broadcast noise."""
-        return self.base.call_and_ladj(self._spread(x))
+        shape = self.base.inverse_shape(self.batch_shape + self.event_shape)
+        return self.base.call_and_ladj(x.expand(broadcast_shapes(x.shape, shape)))
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Base inverse of the broadcast value."""
-        return self.base.inverse_and_ladj(self._spread(y))
+        return self.base.inverse_and_ladj(y.expand(broadcast_shapes(y.shape, self.batch_shape + self.event_shape)))
+
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        """Base's shape of values, broadcast."""
+        inner = self.base.inverse_shape(self.batch_shape + self.event_shape)
+        return Size(self.base.forward_shape(broadcast_shapes(shape, inner)))
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        """Base's shape of noise, broadcast."""
+        return Size(self.base.inverse_shape(broadcast_shapes(shape, self.batch_shape + self.event_shape)))
 
     def unconstrained(self) -> NormalTransform:
         """Base's unconstrained map, broadcast likewise."""
-        return BroadcastNormal(self.base.unconstrained(), self.batch_shape, self.event_shape)
+        event = self.event_shape
+        if self.codomain.event_dim:  # an unconstrained value has the shape of noise
+            event = self.base.inverse_shape(self.batch_shape + event)[len(self.batch_shape) :]
+        return BroadcastNormal(self.base.unconstrained(), self.batch_shape, Size(event))
 
     def __repr__(self) -> str:
         return f"BroadcastNormal({self.base!r}, {tuple(self.batch_shape)})"

@@ -134,7 +134,7 @@ class TableFamily(ScalarFamily):
             count = torch.where(lower.unsqueeze(-1), passed_below, passed_above).sum(-1)
             count = torch.minimum(count, top) if isinstance(top, Tensor) else count
         mass, low, high = lookup(torch.stack((masses, below, above), -1), count).unbind(-1)
-        mass = mass.clamp(min=tiny)
+        mass = mass.clamp(min=tiny**0.5)  # its square is divided by in derivatives
         part, rest = (p - low) / mass, (q - high) / mass
         level = count.to(part.dtype)
         value = torch.where(lower, level + part, level + (1 - rest))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from copy import copy
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,8 @@ from emfc.special.normal import log_normal_density, noise_from_tails, tails_from
 from emfc.special.precision import wide
 from emfc.transforms.base import NormalTransform
 from emfc.transforms.supports import Position, RealLine, SupportMap, support_map
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 __all__ = ["CDFTransform", "Evaluation", "LocationScale", "ScalarFamily", "UnconstrainedCDF"]
 
@@ -31,7 +33,9 @@ class ScalarFamily(ABC):
     """A univariate distribution as its log density, both log tails, and its quantile.
 
     A subclass sets `batch_shape` and `support`, and gives `evaluate` and `quantile`. Near a finite end of the
-    support it should use the distances of the `Position`, which are exact where the value is rounded.
+    support it should use the distances of the `Position`, which are exact where the value is rounded. Where less
+    than all of these is needed to draw, or to find the noise of a value, it may override `draw`, `noise` and
+    `log_density`, which are made of them.
 
     Attributes:
         batch_shape: Shape of the parameters.
@@ -60,6 +64,20 @@ class ScalarFamily(ABC):
         value = self.support_map.nearest(self.quantile(log_p, log_q), smallest=True)
         return self.support_map.place(value)
 
+    def log_density(self, at: Position) -> Tensor:
+        """Log density at a position, without the tails."""
+        return self.evaluate(at).log_prob
+
+    def draw(self, noise: Tensor) -> tuple[Position, Tensor]:
+        """Position of the draw that this noise gives, and the log density there."""
+        position = self.locate(*tails_from_noise(noise))
+        return position, self.log_density(position)
+
+    def noise(self, at: Position) -> tuple[Tensor, Tensor]:
+        """Noise that gives this position, and the log density there."""
+        log_prob, log_p, log_q = self.evaluate(at)
+        return noise_from_tails(log_p, log_q), log_prob
+
     def expand(self, batch_shape: Size) -> ScalarFamily:
         """The same family with a larger batch shape; parameters broadcast as they are."""
         new = copy(self)
@@ -70,15 +88,18 @@ class ScalarFamily(ABC):
         """Positions and both log tails, [..., J] in rising order, where the density jumps; None if it does not."""
         return None
 
-    @cached_property
+    @property
     def support_map(self) -> SupportMap:
-        """The map of the real line onto the support."""
-        return support_map(self.support)
+        """The map of the real line onto the support, made once."""
+        made: SupportMap | None = self.__dict__.get("_support_map")  # a compiler cannot trace `cached_property`
+        if made is None:
+            made = self._support_map = support_map(self.support)
+        return made
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Log density, -inf outside the support."""
         x = wide(x)
-        result = self.evaluate(self.support_map.place(self.support_map.nearest(x))).log_prob
+        result = self.log_density(self.support_map.place(self.support_map.nearest(x)))
         return torch.where(self.support_map.contains(x), result, -torch.inf)
 
     def log_cdf(self, x: Tensor) -> Tensor:
@@ -113,14 +134,56 @@ class LocationScale(ScalarFamily):
     def standard_quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Quantile of the standard family."""
 
+    def standard_log_density(self, z: Tensor) -> Tensor:
+        """Log density of the standard family, without the tails."""
+        return self.standard_evaluate(z).log_prob
+
+    def standard_draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The standard family's draw that this noise gives, and the log density there."""
+        z = self.standard_quantile(*tails_from_noise(noise))
+        return z, self.standard_log_density(z)
+
+    def standard_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise that gives this draw of the standard family, and the log density there."""
+        log_prob, log_p, log_q = self.standard_evaluate(z)
+        return noise_from_tails(log_p, log_q), log_prob
+
+    def _standardised(self, at: Position) -> Tensor:
+        return (at.value - self.loc) / self.scale
+
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""
-        result = self.standard_evaluate((at.value - self.loc) / self.scale)
+        result = self.standard_evaluate(self._standardised(at))
         return result._replace(log_prob=result.log_prob - self.scale.log())
+
+    def log_density(self, at: Position) -> Tensor:
+        """Log density alone."""
+        return self.standard_log_density(self._standardised(at)) - self.scale.log()
+
+    def draw(self, noise: Tensor) -> tuple[Position, Tensor]:
+        """Draw and log density."""
+        z, log_prob = self.standard_draw(noise)
+        limit = torch.finfo(z.dtype).max
+        return Position((self.loc + self.scale * z).clamp(-limit, limit)), log_prob - self.scale.log()
+
+    def noise(self, at: Position) -> tuple[Tensor, Tensor]:
+        """Noise and log density."""
+        noise, log_prob = self.standard_noise(self._standardised(at))
+        return noise, log_prob - self.scale.log()
 
     def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Location plus scaled standard quantile."""
         return self.loc + self.scale * self.standard_quantile(log_p, log_q)
+
+
+def _call_ladj(noise: Tensor, log_prob: Tensor) -> Tensor:
+    """Log density of the noise minus that of the value, in few operations."""
+    return torch.addcmul(-_HALF_LOG_TWO_PI - log_prob, noise, noise, value=-0.5)
+
+
+def _inverse_ladj(noise: Tensor, log_prob: Tensor) -> Tensor:
+    """Log density of the value minus that of the noise."""
+    return torch.addcmul(log_prob + _HALF_LOG_TWO_PI, noise, noise, value=0.5)
 
 
 class CDFTransform(NormalTransform):
@@ -140,17 +203,15 @@ class CDFTransform(NormalTransform):
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Draw and log-Jacobian of noise."""
         noise = wide(x)
-        position = self.family.locate(*tails_from_noise(noise))
-        log_prob = self.family.evaluate(position).log_prob
-        return position.value, log_normal_density(noise) - log_prob
+        position, log_prob = self.family.draw(noise)
+        return position.value, _call_ladj(noise, log_prob)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Noise and log-Jacobian of a value."""
         y = wide(y)
         support = self.family.support_map
-        log_prob, log_p, log_q = self.family.evaluate(support.place(support.nearest(y)))
-        noise = noise_from_tails(log_p, log_q)
-        ladj = log_prob - log_normal_density(noise)
+        noise, log_prob = self.family.noise(support.place(support.nearest(y)))
+        ladj = _inverse_ladj(noise, log_prob)
         return noise, torch.where(support.contains(y), ladj, -torch.inf)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
@@ -179,17 +240,15 @@ class UnconstrainedCDF(NormalTransform):
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Unconstrained draw and log-Jacobian of noise."""
         noise = wide(x)
-        position = self.family.locate(*tails_from_noise(noise))
+        position, log_prob = self.family.draw(noise)
         coordinate, stretch = self.family.support_map.coordinate(position)
-        log_prob = self.family.evaluate(position).log_prob
-        return coordinate, log_normal_density(noise) - log_prob - stretch
+        return coordinate, _call_ladj(noise, log_prob + stretch)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Noise and log-Jacobian of an unconstrained value."""
         position, stretch = self.family.support_map.position(wide(y))
-        log_prob, log_p, log_q = self.family.evaluate(position)
-        noise = noise_from_tails(log_p, log_q)
-        return noise, log_prob + stretch - log_normal_density(noise)
+        noise, log_prob = self.family.noise(position)
+        return noise, _inverse_ladj(noise, log_prob + stretch)
 
     def unconstrained(self) -> NormalTransform:
         """Itself."""

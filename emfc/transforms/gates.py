@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, broadcast_shapes
 
 from emfc.special.precision import eager, wide
-from emfc.special.roots import attach_root, increasing_root
+from emfc.special.roots import Bracket, attach_root, increasing_inverse
 from emfc.transforms.affine import MultivariateNormalTransform, NormalAffine, SupportedNormal
 from emfc.transforms.base import BroadcastNormal, IndependentNormal, NormalTransform
 from emfc.transforms.registry import UnsupportedFamilyError
+from emfc.transforms.triangular import TriangularTransform
 
-__all__ = ["GatedReal", "gate_on_reals", "gated"]
+__all__ = ["GatedReal", "GatedTriangular", "gate_on_reals", "gated"]
 
 
 def gated(transform: NormalTransform, gate: Tensor) -> NormalTransform:
@@ -23,7 +24,7 @@ def gated(transform: NormalTransform, gate: Tensor) -> NormalTransform:
     c is the constraint map of the support and :math:`g = c^{-1} \circ t` the transform seen through it, so that
     gate 1 is the transform and gate 0 the identity followed by the constraint map. Location-scale families of the
     real line, LogNormal and MultivariateNormal stay closed forms; otherwise the inverse is a bracketed solve that
-    starts from the open gate.
+    starts from the open gate, element after element where a vector's elements follow one another.
 
     Args:
         transform: A transform from `from_normal`.
@@ -33,7 +34,8 @@ def gated(transform: NormalTransform, gate: Tensor) -> NormalTransform:
         The gated transform, differentiable with respect to the gate, at exactly 0 and 1 too.
 
     Raises:
-        UnsupportedFamilyError: If the support has no constraint map, or a vector transform is not affine.
+        UnsupportedFamilyError: If the support has no constraint map, or a vector transform is neither affine nor
+            triangular.
     """
     gate = wide(gate)
     if isinstance(transform, IndependentNormal):
@@ -52,7 +54,8 @@ def gate_on_reals(transform: NormalTransform, gate: Tensor) -> NormalTransform:
     """Mix a real transform with the identity."""
     if transform.domain.event_dim > 0:
         raise UnsupportedFamilyError(
-            f"{transform!r} has no gate: its elements depend on one another; MultivariateNormal has one."
+            f"{transform!r} has no gate: its elements depend on one another, and not in order; MultivariateNormal has "
+            "one."
         )
     return GatedReal(transform, gate)
 
@@ -80,6 +83,17 @@ def _broadcast(transform: BroadcastNormal, gate: Tensor) -> NormalTransform:
     return BroadcastNormal(gate_on_reals(transform.base, gate), transform.batch_shape, transform.event_shape)
 
 
+@gate_on_reals.register
+def _triangular(transform: TriangularTransform, gate: Tensor) -> NormalTransform:
+    return GatedTriangular(transform, gate)
+
+
+def _stretch(ladj: Tensor, gate: Tensor) -> Tensor:
+    """Log-Jacobian of a mix with the identity, given that of the map."""
+    limit = 0.97 * math.log(torch.finfo(ladj.dtype).max)
+    return torch.log(gate * torch.exp(ladj.clamp(-limit, limit)) + (1 - gate))
+
+
 class GatedReal(NormalTransform):
     r""":math:`y = \lambda g(e) + (1 - \lambda) e` for an increasing map g of the real line.
 
@@ -92,16 +106,11 @@ class GatedReal(NormalTransform):
         self.base, self.gate = base, gate
         self.domain = self.codomain = base.domain
 
-    def _stretch(self, ladj: Tensor) -> Tensor:
-        """Log-Jacobian of the mix, given that of the base."""
-        limit = 0.97 * math.log(torch.finfo(ladj.dtype).max)
-        return torch.log(self.gate * torch.exp(ladj.clamp(-limit, limit)) + (1 - self.gate))
-
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mixed value and log-Jacobian."""
         noise = wide(x)
         value, ladj = self.base.call_and_ladj(noise)
-        return self.gate * value + (1 - self.gate) * noise, self._stretch(ladj)
+        return self.gate * value + (1 - self.gate) * noise, _stretch(ladj, self.gate)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Noise and log-Jacobian of a mixed value."""
@@ -111,12 +120,13 @@ class GatedReal(NormalTransform):
         noise, ladj = self.base.inverse_and_ladj(root)
         residual = self.gate * root + (1 - self.gate) * noise - y
         with torch.no_grad():
-            stretch = self._stretch(-ladj)
+            stretch = _stretch(-ladj, self.gate)
             slope = self.gate + (1 - self.gate) * torch.exp(ladj)
         noise = noise - residual * torch.exp(-stretch)
         _, ladj = self.base.inverse_and_ladj(attach_root(root, residual, slope))
-        return noise, -self._stretch(-ladj)
+        return noise, -_stretch(-ladj, self.gate)
 
+    @torch.compiler.disable(reason="its loop ends when all elements are done")  # type: ignore[untyped-decorator]
     def _root(self, y: Tensor) -> Tensor:
         with torch.no_grad():
             gate = self.gate.detach()
@@ -125,12 +135,13 @@ class GatedReal(NormalTransform):
 
             def mix(v: Tensor) -> tuple[Tensor, Tensor]:
                 noise, ladj = self.base.inverse_and_ladj(v)
-                return gate * v + (1 - gate) * noise - y, gate + (1 - gate) * torch.exp(ladj)
+                return gate * v + (1 - gate) * noise, 1 / (gate + (1 - gate) * torch.exp(ladj))
 
             value, slope = mix(y)
-            closed = gate < 0.5
-            reach = (-value / gate.clamp(min=info.tiny)).clamp(info.min / 8, info.max / 8)
-            end, start = y + reach, y - value / slope.clamp(min=info.tiny)
+            miss = y - value
+            closed = (gate < 0.5) | (miss.abs() > 10)
+            reach = (miss / gate.clamp(min=info.tiny)).clamp(info.min / 8, info.max / 8)
+            end, start = y + reach, y + (miss * slope).clamp(info.min / 8, info.max / 8)
             if not eager() or bool(closed.any()):
                 far = self.base.call_and_ladj(y)[0]
                 end = torch.where((far - y).abs() < (end - y).abs(), far, end)
@@ -141,11 +152,11 @@ class GatedReal(NormalTransform):
             knots = self.base.knots()
             if knots is not None:
                 low, high, start = self._between(knots, y, low, high, start)
+            bracket = Bracket(low, high, None, (info.min / 8, info.max / 8))
+            start = torch.minimum(torch.maximum(start, low), high)
             tolerance = 8 * info.eps * y.abs().clamp(min=1)
-            root: Tensor = increasing_root(
-                mix, low, high, start.clamp(low, high), tolerance=tolerance, unit=self.base.unit
-            )
-        return root
+            root = increasing_inverse(mix, y, bracket, start, tolerance=tolerance, unit=self.base.unit)
+        return root.at
 
     def _between(
         self, knots: tuple[Tensor, Tensor], y: Tensor, low: Tensor, high: Tensor, start: Tensor
@@ -184,3 +195,50 @@ def _pick(values: Tensor, index: Tensor) -> Tensor:
 def _expand_but_last(values: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     batch = broadcast_shapes(values.shape[:-1], index.shape[:-1])
     return values.expand(*batch, values.shape[-1]), index.expand(*batch, 1)
+
+
+class GatedTriangular(TriangularTransform):
+    r""":math:`y_d = \lambda_d g_d(e_d; x_{<d}) + (1 - \lambda_d) e_d`, where :math:`x_d = g_d(e_d; x_{<d})`.
+
+    The inverse solves one element after another: its noise gives the ungated value that the next ones depend on.
+    """
+
+    def __init__(self, base: TriangularTransform, gate: Tensor) -> None:
+        super().__init__()
+        self.base, self.size = base, base.size
+        self.gate = gate.expand(broadcast_shapes(gate.shape, (self.size,)))
+        self.domain, self.codomain = base.domain, base.codomain
+
+    def call_elements(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed values and the logs of the Jacobian's diagonal."""
+        noise = wide(noise)
+        value, slopes = self.base.call_elements(noise)
+        return self.gate * value + (1 - self.gate) * noise, _stretch(slopes, self.gate)
+
+    def _step(self, place: int, mixed: Tensor, opened: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise and log-Jacobian of one mixed element, and the ungated values up to it."""
+        conditional = self.base.conditional(place, opened)
+        noise, slope = gated(conditional, self.gate[..., place]).inverse_and_ladj(mixed)
+        value = conditional.call_and_ladj(noise)[0].unsqueeze(-1)
+        batch = broadcast_shapes(opened.shape[:-1], value.shape[:-1])
+        return noise, slope, torch.cat((opened.expand(*batch, place), value.expand(*batch, 1)), -1)
+
+    def _steps(self, mixed: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        mixed = wide(mixed)
+        opened = mixed[..., :0]
+        noises: list[Tensor] = []
+        slopes: list[Tensor] = []
+        for place in range(mixed.shape[-1]):
+            noise, slope, opened = self._step(place, mixed[..., place], opened)
+            noises.append(noise)
+            slopes.append(slope)
+        return noises, slopes, opened
+
+    def inverse_elements(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Noises of mixed values, and the logs of the inverse Jacobian's diagonal."""
+        noises, slopes, _ = self._steps(value)
+        return torch.stack(torch.broadcast_tensors(*noises), -1), torch.stack(torch.broadcast_tensors(*slopes), -1)
+
+    def conditional(self, place: int, before: Tensor) -> NormalTransform:
+        """The gated transform of one element given the mixed values before it."""
+        return gated(self.base.conditional(place, self._steps(before)[2]), self.gate[..., place])

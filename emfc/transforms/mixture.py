@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, broadcast_shapes
-from torch import distributions as td
+from typing import cast
 
-from emfc.special.normal import log_sum_exp
-from emfc.special.precision import wide
-from emfc.special.roots import attach_root, increasing_root
+import torch
+from torch import Size, Tensor, broadcast_shapes
+from torch import distributions as td
+from torch.autograd import forward_ad
+from torch.utils.checkpoint import checkpoint
+
+from emfc.special.precision import eager, wide
 from emfc.transforms.base import NormalTransform
+from emfc.transforms.components import evaluate_components, locate_in_union, log_mix, parameters_of
 from emfc.transforms.discrete import MixedTableFamily, TableFamily
 from emfc.transforms.family import CDFTransform, Evaluation, ScalarFamily
+from emfc.transforms.layout import FlatMixture, Layout
+from emfc.transforms.mixing import mixture_quantiles
 from emfc.transforms.registry import UnsupportedFamilyError, from_normal, scalar_family
+from emfc.transforms.solved import SolvedFamily, coordinate_limits
 from emfc.transforms.supports import Position
 
 __all__ = ["ContinuousMixture", "mixture_family"]
 
+# Elements times components: more are evaluated in blocks of that size, and in small ones where nothing is recorded.
+_WHOLE, _RECORDED, _PLAIN = 2**18, 2**23, 2**16
 
-class ContinuousMixture(ScalarFamily):
+
+class ContinuousMixture(SolvedFamily):
     """Mixture over the last batch dimension of a continuous family.
 
     Its log tails are log-sum-exps of the components'; the quantile is solved between the components' own.
@@ -27,43 +36,81 @@ class ContinuousMixture(ScalarFamily):
     def __init__(self, log_weights: Tensor, component: ScalarFamily) -> None:
         self.log_weights = torch.log_softmax(wide(log_weights), -1)
         self.component = component
+        self.discrete = component.discrete  # unbounded counts
         self.batch_shape = broadcast_shapes(log_weights.shape, component.batch_shape)[:-1]
-        self._map, self._same_support = component.support_map.union()
-        self.support = self._map.codomain
+        self.same_support = component.support_map.union()[1]
+        self.support = component.support_map.union()[0].codomain
 
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""
-        inner = at.unsqueeze()
-        if not self._same_support:
-            inner = self.component.support_map.place(inner.value)
-        return Evaluation(*(log_sum_exp(self.log_weights + part) for part in self.component.evaluate(inner)))
+        shape = self._shape(at.value.shape)
+        if eager():
+            known = self._known(at.value)
+            size = shape.numel() * self._count()
+            if known is not None and size > (_RECORDED if self.recorded(at.value) else _WHOLE):
+                return self._evaluate_in_blocks(at, shape, known)
+        parts = evaluate_components(self.component, at.unsqueeze(), self.support_map, -1)
+        return Evaluation(*(log_mix(self.log_weights + part, -1) for part in parts))
 
-    def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
-        """Solved on the smaller tail, in logs, with implicit derivatives."""
-        lower = log_p < log_q
-        target = torch.where(lower, log_p, log_q)
-        place = self.support_map.place
+    def _evaluate_in_blocks(self, at: Position, shape: Size, known: list[Tensor]) -> Evaluation:
+        """The same, with the memory of a block; where derivatives are recorded, blocks are computed anew for them."""
+        layout = Layout(self.log_weights, self.component, known, shape)
+        recorded = self.recorded(at.value)
 
-        def tail(x: Tensor) -> tuple[Tensor, Tensor]:
-            log_prob, log_cdf, log_sf = self.evaluate(place(x))
-            log_tail = torch.where(lower, log_cdf, log_sf)
-            residual = torch.where(lower, log_tail - target, target - log_tail)
-            return residual, torch.exp(log_prob - log_tail)
+        def evaluate(mixture: FlatMixture, *parts: Tensor) -> Evaluation:
+            return mixture.evaluate(Position(*parts))
 
-        with torch.no_grad():
-            inner = self.component.quantile(log_p.unsqueeze(-1), log_q.unsqueeze(-1))
-            inner = self.component.support_map.nearest(inner)
-            start = (self.log_weights.exp() * inner).sum(-1)
-            low, high, start, _ = torch.broadcast_tensors(inner.amin(-1), inner.amax(-1), start, target)
-            low, high = low - 4 * _spacing(low), high + 4 * _spacing(high)
-            tolerance = 16 * torch.finfo(start.dtype).eps * target.abs().clamp(min=1)
-            root = increasing_root(tail, low, high, start.clamp(low, high), tolerance=tolerance)
-            root = self.support_map.nearest(root)
-        return attach_root(root, *tail(root))
+        def again(mixture: FlatMixture, *parts: Tensor) -> Evaluation:
+            result: Evaluation = checkpoint(evaluate, mixture, *parts, use_reentrant=False)
+            return result
 
+        function = again if recorded and forward_ad._current_level < 0 else evaluate
+        flat = [None if part is None else layout.flatten(part.expand(shape)) for part in at]
+        results = layout.apply(layout.mixture(), function, _RECORDED if recorded else _PLAIN, *flat)
+        return Evaluation(*(layout.restore(part) for part in results))
 
-def _spacing(value: Tensor) -> Tensor:
-    return torch.finfo(value.dtype).eps * value.abs()
+    def log_density(self, at: Position) -> Tensor:
+        """Log density."""
+        if not self.same_support or self._shape(at.value.shape).numel() * self._count() > _WHOLE:
+            return self.evaluate(at).log_prob
+        return log_mix(self.log_weights + self.component.log_density(at.unsqueeze()), -1)
+
+    def _solve(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """In blocks, but for function transforms and for components that can't be taken apart."""
+        known = self._known(noise) if eager() else None
+        if known is None:
+            return super()._solve(noise)
+        return mixture_quantiles(self.log_weights, self.component, known, noise.expand(self._shape(noise.shape)))
+
+    def guess(self, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The components' own quantiles enclose the mixture's."""
+        own, support = self.component.support_map, self.support_map
+        inner = locate_in_union(self.component.draw(noise.unsqueeze(-1))[0], own, support, -1)
+        value, below, above = (None if part is None else part.movedim(-1, 0) for part in inner)
+        first = Position(cast(Tensor, value), below, above)
+        limits = coordinate_limits(support, noise.dtype)
+        coordinate = support.coordinate(first)[0].clamp(*limits).movedim(0, -1)
+        weighed = self.log_weights > -torch.inf
+        low = torch.where(weighed, coordinate, torch.inf).amin(-1)
+        high = torch.where(weighed, coordinate, -torch.inf).amax(-1)
+        return low, high, (self.log_weights.exp() * coordinate).sum(-1)
+
+    def parameters(self) -> list[Tensor] | None:
+        """Those of the weights and components."""
+        known = parameters_of(self.component)
+        return None if known is None else [self.log_weights, *known]
+
+    def _shape(self, shape: Size) -> Size:
+        return Size(broadcast_shapes(shape, self.batch_shape))
+
+    def _count(self) -> int:
+        return max(self.log_weights.shape[-1], self.component.batch_shape[-1])
+
+    def _known(self, like: Tensor) -> list[Tensor] | None:
+        """The components' tensors where they can be taken apart and are all of one dtype and device."""
+        known = parameters_of(self.component)
+        tensors = (self.log_weights, *(known or ()))
+        return known if all(t.dtype == like.dtype and t.device == like.device for t in tensors) else None
 
 
 def mixture_family(log_weights: Tensor, component: ScalarFamily) -> ScalarFamily:
@@ -102,4 +149,8 @@ def _mixture(dist: td.MixtureSameFamily) -> ScalarFamily:
 
 @from_normal.register(td.MixtureSameFamily)
 def _mixture_transform(dist: td.MixtureSameFamily) -> NormalTransform:
+    if len(dist.event_shape) > 0:
+        from emfc.transforms.vector_mixture import mixture_of_vectors
+
+        return mixture_of_vectors(dist)
     return CDFTransform(scalar_family(dist))

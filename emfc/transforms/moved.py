@@ -12,7 +12,9 @@ from torch.distributions import constraints
 from torch.distributions.transforms import AffineTransform, Transform
 
 from emfc.special.precision import eager, wide
+from emfc.transforms.chains import Chain
 from emfc.transforms.family import Evaluation, ScalarFamily
+from emfc.transforms.registry import UnsupportedFamilyError
 from emfc.transforms.supports import Bound, Interval, LowerBounded, Position, RealLine, UpperBounded
 
 __all__ = ["AffineFamily", "TransformedFamily", "affine_family"]
@@ -21,39 +23,82 @@ _Value = TypeVar("_Value", Tensor, Bound)
 
 
 class TransformedFamily(ScalarFamily):
-    """A univariate family followed by elementwise monotone bijections, increasing or not."""
+    """A univariate family followed by a chain of elementwise bijections, increasing or not.
 
-    def __init__(self, base: ScalarFamily, chain: Sequence[Transform], batch_shape: Size) -> None:
-        self.base, self.chain = base, tuple(chain)
+    Args:
+        base: The family of the chain's inputs.
+        chain: The chain, whose ends are those of the base's support.
+        batch_shape: Shape of base and chain together.
+
+    Raises:
+        UnsupportedFamilyError: If it is not known whether the chain increases.
+    """
+
+    def __init__(self, base: ScalarFamily, chain: Chain, batch_shape: Size) -> None:
+        if isinstance(chain.sign, int) and chain.sign == 0:
+            raise UnsupportedFamilyError(
+                "A chain of transforms of which one has no `sign` is no univariate family; from_normal takes it."
+            )
+        self.base, self.chain = base, chain
         self.batch_shape = batch_shape
-        self.support = self.chain[-1].codomain if self.chain else base.support
-        self.sign: int | Tensor = 1
-        for part in self.chain:
-            self.sign = self.sign * part.sign
+        self.support = chain.support()
 
     def _swap(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """The pair, exchanged where the chain decreases."""
-        if isinstance(self.sign, int):
-            return (first, second) if self.sign > 0 else (second, first)
-        return torch.where(self.sign > 0, first, second), torch.where(self.sign > 0, second, first)
+        sign = self.chain.sign
+        if isinstance(sign, int):
+            return (first, second) if sign > 0 else (second, first)
+        return torch.where(sign > 0, first, second), torch.where(sign > 0, second, first)
+
+    def _inner(self, at: Position) -> tuple[Position, Tensor, Tensor]:
+        """Position in the base's support, whether it lies there, and the log of the chain's stretch."""
+        at, stretch = self.chain.backward(at)
+        support = self.base.support_map
+        value = support.nearest(at.value)
+        place = support.place(value)
+        if at.below is None and at.above is None:
+            return place, support.contains(at.value), stretch
+        inside = at.value.abs() <= torch.finfo(at.value.dtype).max
+        for distance in at[1:]:
+            if distance is not None:
+                inside = inside & (distance >= 0)
+        below, above = (
+            known if distance is None else distance.clamp(min=0)
+            for distance, known in zip(at[1:], place[1:], strict=True)
+        )
+        return Position(value, below, above), inside, stretch
 
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""
-        value, stretch = at.value, torch.zeros_like(at.value)
-        for part in reversed(self.chain):
-            before = part.inv(value)
-            stretch = stretch + part.log_abs_det_jacobian(before, value)
-            value = before
-        inner = self.base.support_map
-        log_prob, log_cdf, log_sf = self.base.evaluate(inner.place(inner.nearest(value)))
-        return Evaluation(log_prob - stretch, *self._swap(log_cdf, log_sf))
+        inner, inside, stretch = self._inner(at)
+        log_prob, log_cdf, log_sf = self.base.evaluate(inner)
+        return Evaluation(torch.where(inside, log_prob - stretch, -math.inf), *self._swap(log_cdf, log_sf))
+
+    def log_density(self, at: Position) -> Tensor:
+        """Log density alone."""
+        inner, inside, stretch = self._inner(at)
+        return torch.where(inside, self.base.log_density(inner) - stretch, -math.inf)
 
     def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """The chain's value at the base's quantile."""
-        value = self.base.quantile(*self._swap(log_p, log_q))
-        for part in self.chain:
-            value = part(value)
-        return value
+        return self.locate(log_p, log_q).value
+
+    def locate(self, log_p: Tensor, log_q: Tensor) -> Position:
+        """The chain's position at that of the base."""
+        at, _ = self.chain.forward(self.base.locate(*self._swap(log_p, log_q)))
+        return at._replace(value=self.support_map.nearest(at.value, smallest=True))
+
+    def draw(self, noise: Tensor) -> tuple[Position, Tensor]:
+        """The chain's position at the base's draw."""
+        inner, log_prob = self.base.draw(self.chain.sign * noise)
+        at, stretch = self.chain.forward(inner)
+        return at._replace(value=self.support_map.nearest(at.value, smallest=True)), log_prob - stretch
+
+    def noise(self, at: Position) -> tuple[Tensor, Tensor]:
+        """The base's noise at the chain's input."""
+        inner, inside, stretch = self._inner(at)
+        noise, log_prob = self.base.noise(inner)
+        return self.chain.sign * noise, torch.where(inside, log_prob - stretch, -math.inf)
 
 
 class AffineFamily(ScalarFamily):
@@ -105,13 +150,40 @@ class AffineFamily(ScalarFamily):
             return self._swap(below, above)
         return (above, below) if self.increasing is False else (below, above)
 
+    def _inner(self, at: Position) -> Position:
+        return Position((at.value - self.loc) / self.scale, *self._distances(at, 1 / _size(self.scale)))
+
+    def _outer(self, inner: Position) -> Position:
+        value = self.support_map.nearest(self.loc + self.scale * inner.value, smallest=True)
+        return Position(value, *self._distances(inner, _size(self.scale)))
+
+    def _log_scale(self) -> Bound:
+        size = _size(self.scale)
+        return size.log() if isinstance(size, Tensor) else math.log(size)
+
+    def _sign(self) -> Bound:
+        if self.increasing is None:
+            return torch.as_tensor(self.scale).sign()
+        return 1.0 if self.increasing else -1.0
+
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""
-        inner = Position((at.value - self.loc) / self.scale, *self._distances(at, 1 / _size(self.scale)))
-        log_prob, log_cdf, log_sf = self.base.evaluate(inner)
-        size = _size(self.scale)
-        log_scale = size.log() if isinstance(size, Tensor) else math.log(size)
-        return Evaluation(log_prob - log_scale, *self._swap(log_cdf, log_sf))
+        log_prob, log_cdf, log_sf = self.base.evaluate(self._inner(at))
+        return Evaluation(log_prob - self._log_scale(), *self._swap(log_cdf, log_sf))
+
+    def log_density(self, at: Position) -> Tensor:
+        """Log density alone."""
+        return self.base.log_density(self._inner(at)) - self._log_scale()
+
+    def draw(self, noise: Tensor) -> tuple[Position, Tensor]:
+        """Moved draw of the base."""
+        inner, log_prob = self.base.draw(self._sign() * noise)
+        return self._outer(inner), log_prob - self._log_scale()
+
+    def noise(self, at: Position) -> tuple[Tensor, Tensor]:
+        """Noise of the base."""
+        noise, log_prob = self.base.noise(self._inner(at))
+        return self._sign() * noise, log_prob - self._log_scale()
 
     def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Moved quantile of the base."""
@@ -119,9 +191,7 @@ class AffineFamily(ScalarFamily):
 
     def locate(self, log_p: Tensor, log_q: Tensor) -> Position:
         """Moved position of the base."""
-        inner = self.base.locate(*self._swap(log_p, log_q))
-        value = self.support_map.nearest(self.loc + self.scale * inner.value, smallest=True)
-        return Position(value, *self._distances(inner, _size(self.scale)))
+        return self._outer(self.base.locate(*self._swap(log_p, log_q)))
 
 
 def _size(value: Bound) -> Bound:
@@ -132,6 +202,8 @@ def affine_family(base: ScalarFamily, chain: Sequence[Transform], batch_shape: S
     """The affine family of a chain of affine transforms; None if it holds others or its support isn't known."""
     parts = [part for part in chain if isinstance(part, AffineTransform)]
     if not parts or base.discrete or len(parts) < len(chain):
+        return None
+    if not isinstance(base.support_map, (RealLine, Interval, LowerBounded, UpperBounded)):
         return None
     loc: Bound = 0.0
     scale: Bound = 1.0

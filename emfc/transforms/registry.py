@@ -69,7 +69,7 @@ def family_of(*distributions: type[Distribution]) -> Callable[[_Family], _Family
 
         for distribution in distributions:
             scalar_family.register(distribution, family)
-            if from_normal.dispatch(distribution) is from_normal.dispatch(Distribution):
+            if distribution not in from_normal.registry:
                 from_normal.register(distribution, transform)
         return family
 
@@ -91,10 +91,12 @@ def nearest_families(family: type[Distribution], count: int = 4) -> list[str]:
     """Names of the supported families nearest to a class: first by kind of support, then by name."""
     wanted = _kind(getattr(family, "support", None))
     known: dict[str, tuple[int, float]] = {}
-    wrappers = {"Independent", "ExpandedDistribution", "MaskedDistribution", "TransformedDistribution"}
+    wrappers = {"Delta", "Independent", "ExpandedDistribution", "MaskedDistribution", "TransformedDistribution"}
     for candidate in from_normal.registry:
         name = candidate.__name__
         if candidate is object or candidate is Distribution or name in wrappers:
+            continue
+        if getattr(from_normal.registry[candidate], "refuses", False):
             continue
         kind = _kind(getattr(candidate, "support", None))
         same = sum(a != b for a, b in zip(kind[:2], wanted[:2], strict=True)) * 2 + (kind[2] != wanted[2])

@@ -15,8 +15,18 @@ from torch import distributions as td
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from emfc.special.normal import log1mexp, log_ndtr, log_normal_density, ndtri_exp, noise_from_tails
+from emfc.special.normal import (
+    log1mexp,
+    log_ndtr,
+    log_normal_density,
+    ndtri_exp,
+    noise_from_distances,
+    noise_from_signed_tail,
+    noise_from_tails,
+    tails_from_noise,
+)
 from emfc.special.precision import wide
+from emfc.special.ratios import side_of
 from emfc.transforms.family import Evaluation, LocationScale, ScalarFamily
 from emfc.transforms.registry import family_of
 from emfc.transforms.supports import Position
@@ -59,7 +69,7 @@ def _normal_evaluation(z: Tensor) -> Evaluation:
     """The standard normal, without overflow of the square."""
     limit = torch.finfo(z.dtype).max ** 0.5 / 4
     z = z.clamp(-limit, limit)
-    return Evaluation(log_normal_density(z), log_ndtr(z), log_ndtr(-z))
+    return Evaluation(log_normal_density(z), *tails_from_noise(z))
 
 
 @family_of(td.Normal)
@@ -89,6 +99,22 @@ class Laplace(LocationScale):
         """Logarithm of twice the smaller tail."""
         return torch.where(log_p < log_q, log_p + _LOG_TWO, -_LOG_TWO - log_q)
 
+    def standard_log_density(self, z: Tensor) -> Tensor:
+        """Log density, that of an exponential but for the factor 2."""
+        return -z.abs() - _LOG_TWO
+
+    def standard_draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """By the smaller tail, which is the density as well."""
+        limit = torch.finfo(noise.dtype).max ** 0.5 / 4
+        side = side_of(noise)
+        tail = log_ndtr((-side * noise).clamp(min=-limit))
+        return -side * (tail + _LOG_TWO), tail
+
+    def standard_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """By the smaller tail."""
+        signed = torch.add(z, side_of(z), alpha=_LOG_TWO)
+        return noise_from_signed_tail(signed), -signed.abs()
+
 
 @family_of(PyroLogistic)
 class Logistic(LocationScale):
@@ -102,6 +128,18 @@ class Logistic(LocationScale):
     def standard_quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Log odds."""
         return log_p - log_q
+
+    def standard_draw(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Log odds of the tails, whose product is the density."""
+        log_p, log_q = tails_from_noise(noise)
+        return log_p - log_q, log_p + log_q
+
+    def standard_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """By the smaller tail."""
+        side = side_of(z)
+        distance = side * z
+        tail = logsigmoid(-distance)
+        return noise_from_signed_tail(-side * tail), torch.add(distance, tail, alpha=2)
 
 
 def _log_acot(distance: Tensor) -> Tensor:
@@ -257,3 +295,24 @@ class Uniform(ScalarFamily):
         below, above = width * torch.exp(log_p), width * torch.exp(log_q)
         value = torch.where(log_p < log_q, self.low + below, self.high - above)
         return Position(self.support_map.nearest(value, smallest=True), below, above)
+
+    def draw(self, noise: Tensor) -> tuple[Position, Tensor]:
+        """The smaller tail's distance from its end."""
+        width = self.high - self.low
+        side = side_of(noise)
+        near = (0.5 * width) * torch.erfc((math.sqrt(0.5) * side) * noise)
+        far = width - near
+        lower = (0.5 - 0.5 * side).to(near.dtype)
+        value = torch.lerp(self.high.to(near.dtype), self.low.to(near.dtype), lower) - side * near
+        position = Position(
+            self.support_map.nearest(value, smallest=True),
+            torch.lerp(far, near, lower),
+            torch.lerp(near, far, lower),
+        )
+        return position, -width.log()
+
+    def noise(self, at: Position) -> tuple[Tensor, Tensor]:
+        """Normal quantile of the smaller tail."""
+        below = at.value - self.low if at.below is None else at.below
+        above = self.high - at.value if at.above is None else at.above
+        return noise_from_distances(below, above), -(self.high - self.low).log()

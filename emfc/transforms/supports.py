@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import NamedTuple, cast
+from functools import singledispatch
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
+from torch.nn.functional import logsigmoid
 
+from emfc.special.elementwise import elementwise
 from emfc.special.precision import wide
+from emfc.special.ratios import log_distance, logistic_pair
 from emfc.transforms.base import IndependentTransform, LadjTransform
+from emfc.transforms.distances import bounded_exp, steady
 from emfc.transforms.registry import UnsupportedFamilyError
 
 __all__ = [
@@ -58,15 +63,28 @@ def _known(distance: Tensor | None) -> Tensor:
     return cast(Tensor, distance)
 
 
+@elementwise("next_number", inputs=2)
+def _next_number(end: Tensor, direction: Tensor) -> tuple[Tensor, ...]:
+    """One operation by itself, lest a compiler computes it anew for every value."""
+    return (torch.nextafter(end, direction),)
+
+
 def _beside(bound: Bound, like: Tensor, direction: float, smallest: bool) -> Tensor:
     """Number next to a bound; next to zero, unless `smallest`, one whose reciprocal is far from overflow."""
     end = _as_tensor(bound, like).detach()
-    beside = torch.nextafter(end, torch.full_like(end, direction))
+    beside = _next_number(end, torch.full_like(end, direction))[0]
     if smallest:
         return beside
     info = torch.finfo(like.dtype)
     tiny = info.tiny / info.eps
     return torch.where(beside.abs() < tiny, math.copysign(tiny, direction), beside)
+
+
+def _finite(value: Tensor, limit: float) -> Tensor:
+    """The value; instead of infinity a number whose square is finite."""
+    if torch.compiler.is_compiling():  # which vectorises this and not the other
+        return torch.where(value.abs() <= limit, value, value.sign() * limit**0.5)
+    return torch.nan_to_num(value, nan=math.nan, posinf=limit**0.5, neginf=-(limit**0.5))
 
 
 class SupportMap(LadjTransform):
@@ -91,7 +109,7 @@ class SupportMap(LadjTransform):
     def contains(self, value: Tensor) -> Tensor:
         """True where the value is finite and in the support."""
         inside: Tensor = self.codomain.check(value)
-        return inside & torch.isfinite(value)
+        return inside & (value.abs() <= torch.finfo(value.dtype).max)
 
     def nearest(self, value: Tensor, *, smallest: bool = False) -> Tensor:
         """The value, or a number beside the nearest end where it isn't strictly inside.
@@ -103,18 +121,22 @@ class SupportMap(LadjTransform):
         """
         limit = torch.finfo(value.dtype).max
         if not smallest:
-            value = torch.where(value.abs() <= limit, value, value.sign() * limit**0.5)
-        finite = value.clamp(-limit, limit)
+            if self.low is None or self.high is None:
+                value = _finite(value, limit)
+            if self.low is not None:
+                value = torch.where(value > self.low, value, _beside(self.low, value, math.inf, smallest))
+            if self.high is not None:
+                value = torch.where(value < self.high, value, _beside(self.high, value, -math.inf, smallest))
+            return value
+        value = value.clamp(-limit, limit)
         if self.low is None and self.high is None:
-            return finite
-        inside = finite.detach()
+            return value
+        known = inside = value.detach()
         if self.low is not None:
-            inside = torch.where(inside > self.low, inside, _beside(self.low, value, math.inf, smallest))
+            inside = torch.maximum(inside, _beside(self.low, value, math.inf, smallest))
         if self.high is not None:
-            inside = torch.where(inside < self.high, inside, _beside(self.high, value, -math.inf, smallest))
-        if smallest:  # a rounded draw: the sum below is exact
-            return finite + (inside - finite.detach())
-        return torch.where(inside == finite, finite, inside)
+            inside = torch.minimum(inside, _beside(self.high, value, -math.inf, smallest))
+        return value + (inside - known)  # a rounded draw, with the gradient of the draw: the sum is exact
 
     def place(self, value: Tensor) -> Position:
         """Position of a value that lies inside."""
@@ -149,6 +171,10 @@ class RealLine(SupportMap):
     def __init__(self, codomain: constraints.Constraint = constraints.real) -> None:
         super().__init__(codomain, None, None)
 
+    def contains(self, value: Tensor) -> Tensor:
+        """True where the value is finite."""
+        return value.abs() <= torch.finfo(value.dtype).max
+
     def position(self, coordinate: Tensor) -> tuple[Position, Tensor]:
         """The coordinate itself."""
         return Position(coordinate), torch.zeros_like(coordinate)
@@ -156,11 +182,6 @@ class RealLine(SupportMap):
     def coordinate(self, position: Position) -> tuple[Tensor, Tensor]:
         """The value itself."""
         return position.value, torch.zeros_like(position.value)
-
-
-def _bounded_exp(coordinate: Tensor) -> Tensor:
-    info = torch.finfo(coordinate.dtype)
-    return torch.exp(coordinate.clamp(math.log(info.tiny) - 15, math.log(info.max) * (1 - 2 * info.eps)))
 
 
 class LowerBounded(SupportMap):
@@ -173,13 +194,13 @@ class LowerBounded(SupportMap):
 
     def position(self, coordinate: Tensor) -> tuple[Position, Tensor]:
         """Value and distance to the lower end."""
-        below = _bounded_exp(coordinate)
+        below = bounded_exp(steady(coordinate))
         value = below if not isinstance(self.low, Tensor) and self.low == 0 else self.low + below
         return Position(value, below), coordinate
 
     def coordinate(self, position: Position) -> tuple[Tensor, Tensor]:
         """Log of the distance to the lower end."""
-        coordinate = _known(position.below).log()
+        coordinate = log_distance(_known(position.below))
         return coordinate, coordinate
 
     def union(self) -> tuple[SupportMap, bool]:
@@ -200,12 +221,12 @@ class UpperBounded(SupportMap):
 
     def position(self, coordinate: Tensor) -> tuple[Position, Tensor]:
         """Value and distance to the upper end."""
-        above = _bounded_exp(-coordinate)
+        above = bounded_exp(steady(-coordinate))
         return Position(self.high - above, None, above), -coordinate
 
     def coordinate(self, position: Position) -> tuple[Tensor, Tensor]:
         """Minus the log of the distance to the upper end."""
-        log_above = _known(position.above).log()
+        log_above = log_distance(_known(position.above))
         return -log_above, log_above
 
     def union(self) -> tuple[SupportMap, bool]:
@@ -235,14 +256,14 @@ class Interval(SupportMap):
 
     def position(self, coordinate: Tensor) -> tuple[Position, Tensor]:
         """Value and distances to both ends."""
-        below, above = self.width * torch.sigmoid(coordinate), self.width * torch.sigmoid(-coordinate)
+        below, above = (self.width * share for share in logistic_pair(steady(coordinate, both=True)))
         value = torch.where(coordinate < 0, self.low + below, self.high - above)
-        softplus = torch.nn.functional.softplus
-        return Position(value, below, above), self._log_width(value) - softplus(coordinate) - softplus(-coordinate)
+        log_slope = logsigmoid(coordinate) + logsigmoid(-coordinate)
+        return Position(value, below, above), self._log_width(value) + log_slope
 
     def coordinate(self, position: Position) -> tuple[Tensor, Tensor]:
         """Logit of the place in the interval."""
-        log_below, log_above = _known(position.below).log(), _known(position.above).log()
+        log_below, log_above = log_distance(_known(position.below)), log_distance(_known(position.above))
         return log_below - log_above, log_below + log_above - self._log_width(log_below)
 
     def union(self) -> tuple[SupportMap, bool]:
@@ -263,6 +284,9 @@ def support_map(constraint: constraints.Constraint) -> SupportMap:
     Raises:
         UnsupportedFamilyError: If there is none, as for discrete supports and simplices.
     """
+    own = getattr(constraint, "support_map", None)
+    if own is not None:  # a constraint that brings its map
+        return cast(SupportMap, own())
     base = getattr(constraint, "base_constraint", None)
     if base is not None and constraint.event_dim == 0:  # a mixture's support
         return support_map(base)
@@ -277,11 +301,14 @@ def support_map(constraint: constraints.Constraint) -> SupportMap:
     raise UnsupportedFamilyError(f"The support {constraint} has no constraint map from the real line.")
 
 
+@singledispatch
 def unconstrained_map(constraint: constraints.Constraint) -> LadjTransform:
     r"""The map from the real line (or real vectors) onto a support.
 
     The identity on the real line, :math:`a + e^y` above a bound, :math:`b - e^{-y}` below one, and the logistic
-    function on an interval; bounds may be tensors. Elementwise over event dimensions.
+    function on an interval; bounds may be tensors. Elementwise over event dimensions of such a support. A simplex,
+    an ordered vector, and the matrices (Cholesky factors, correlation and positive definite matrices) have maps from
+    real vectors of their number of free elements, which `forward_shape` and `inverse_shape` tell.
 
     Args:
         constraint: The support, a torch or Pyro constraint.
@@ -292,6 +319,15 @@ def unconstrained_map(constraint: constraints.Constraint) -> LadjTransform:
     Raises:
         UnsupportedFamilyError: If the support is none of these.
     """
-    if isinstance(constraint, constraints.independent):
-        return IndependentTransform(unconstrained_map(constraint.base_constraint), constraint.reinterpreted_batch_ndims)
+    own = getattr(constraint, "support_map", None)
+    if own is not None:  # a constraint that brings its map
+        return cast(SupportMap, own())
+    base = getattr(constraint, "base_constraint", None)
+    if base is not None and constraint.event_dim > 0:  # a mixture's support
+        return unconstrained_map(base)
     return support_map(constraint)
+
+
+@unconstrained_map.register(constraints.independent)
+def _independent(constraint: Any) -> LadjTransform:
+    return IndependentTransform(unconstrained_map(constraint.base_constraint), constraint.reinterpreted_batch_ndims)

@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from pyro.distributions import TransformedDistribution as PyroTransformed
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
-from torch import Tensor
+from torch import Size, Tensor
 from torch import distributions as td
 from torch.distributions import constraints
-from torch.distributions.transforms import ComposeTransform, ExpTransform, SigmoidTransform, Transform
+from torch.distributions.transforms import (
+    ExpTransform,
+    SigmoidTransform,
+    Transform,
+)
 
-from emfc.special.precision import wide
+from emfc.special.precision import eager, wide
 from emfc.transforms.base import BroadcastNormal, IndependentNormal, NormalTransform, sum_rightmost
-from emfc.transforms.family import CDFTransform, ScalarFamily
-from emfc.transforms.moved import TransformedFamily, affine_family
-from emfc.transforms.registry import UnsupportedFamilyError, from_normal, nearest_families, scalar_family
+from emfc.transforms.correlation import CorrCholeskyMap
+from emfc.transforms.family import ScalarFamily
+from emfc.transforms.ordered import OrderedMap
+from emfc.transforms.registry import UnsupportedFamilyError, from_normal, scalar_family
+from emfc.transforms.simplex import SimplexMap
 from emfc.transforms.supports import (
     Interval,
     LowerBounded,
@@ -26,7 +31,7 @@ from emfc.transforms.supports import (
     unconstrained_map,
 )
 
-__all__ = ["ThroughMap", "TransformedNormal"]
+__all__ = ["ThroughMap", "TransformedNormal", "scalar_map_of"]
 
 
 class ThroughMap(NormalTransform):
@@ -65,27 +70,36 @@ class TransformedNormal(NormalTransform):
     def __init__(self, base: NormalTransform, chain: Sequence[Transform], support: constraints.Constraint) -> None:
         super().__init__()
         self.base, self.chain = base, tuple(chain)
-        composed = ComposeTransform(list(chain))
-        self.event_dims = max(base.domain.event_dim, composed.domain.event_dim)
+        first, change = base.codomain.event_dim, 0
+        for part in self.chain:
+            first = max(first, part.domain.event_dim - change)
+            change += part.codomain.event_dim - part.domain.event_dim
+        self.extra = first - base.codomain.event_dim  # dimensions that are one event only because of the chain
+        self.dims = [first]
+        for part in self.chain:
+            self.dims.append(self.dims[-1] + part.codomain.event_dim - part.domain.event_dim)
+        self.event_dims = self.dims[-1]
         self.codomain = support
-        self.domain = constraints.independent(constraints.real, self.event_dims) if self.event_dims else base.domain
+        noise_dims = base.domain.event_dim + self.extra
+        self.domain = constraints.independent(constraints.real, noise_dims) if noise_dims else base.domain
         self.discrete = False
         elementwise = all(part.domain.event_dim == part.codomain.event_dim == 0 for part in self.chain)
         self.mirror: int | Tensor = 1
-        if elementwise:
-            for part in self.chain:
+        try:
+            for part in self.chain if elementwise else ():
                 self.mirror = self.mirror * part.sign
-        self.scalar_map = _scalar_map(support) if elementwise else None
+        except NotImplementedError:  # a transform that doesn't tell whether it increases
+            self.mirror = 1
+        self.scalar_map = scalar_map_of(support) if elementwise else None
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Draw, strictly inside the support, and log-Jacobian of noise."""
         value, ladj = self.base.call_and_ladj(wide(x) * self.mirror)
-        ladj = sum_rightmost(ladj, self.event_dims - self.base.domain.event_dim)
-        for part in self.chain:
+        ladj = sum_rightmost(ladj, self.extra)
+        value = value.view_as(value)
+        for part, dims in zip(self.chain, self.dims, strict=False):
             after = part(value)
-            ladj = ladj + sum_rightmost(
-                part.log_abs_det_jacobian(value, after), self.event_dims - part.domain.event_dim
-            )
+            ladj = ladj + sum_rightmost(part.log_abs_det_jacobian(value, after), dims - part.domain.event_dim)
             value = after
         return self._inside(value, smallest=True), ladj
 
@@ -95,28 +109,59 @@ class TransformedNormal(NormalTransform):
         finite = torch.isfinite(y)
         inside = self.codomain.check(y) & (finite.flatten(-self.event_dims).all(-1) if self.event_dims else finite)
         value = self._inside(y, smallest=False)
+        if self.scalar_map is None:
+            value = self._replaced(value, inside)
+        value = value.view_as(value)  # transforms that keep their last pair would take an old input for the same tensor
         total: Tensor | None = None
-        for part in reversed(self.chain):
-            before = part.inv(value)
-            ladj = sum_rightmost(part.log_abs_det_jacobian(before, value), self.event_dims - part.domain.event_dim)
+        for part, dims in zip(reversed(self.chain), reversed(self.dims[:-1]), strict=True):
+            try:
+                before = part.inv(value)
+            except (KeyError, NotImplementedError) as error:
+                raise UnsupportedFamilyError(
+                    f"{type(part).__name__} has no inverse, so that values have no noise here; the nearest that has "
+                    "one is AffineAutoregressive, AffineCoupling or SplineCoupling."
+                ) from error
+            ladj = sum_rightmost(part.log_abs_det_jacobian(before, value), dims - part.domain.event_dim)
             total = ladj if total is None else total + ladj
             value = before
         noise, ladj = self.base.inverse_and_ladj(value)
-        ladj = sum_rightmost(ladj, self.event_dims - self.base.domain.event_dim)
+        ladj = sum_rightmost(ladj, self.extra)
         if total is not None:
             ladj = ladj - total
         return noise * self.mirror, torch.where(inside, ladj, -torch.inf)
+
+    def _replaced(self, value: Tensor, inside: Tensor) -> Tensor:
+        """Values, with the draw of zero noise instead of those outside the support, which may have no inverse."""
+        if eager() and bool(inside.all()):
+            return value
+        for _ in range(value.dim() - inside.dim()):
+            inside = inside.unsqueeze(-1)
+        with torch.no_grad():
+            middle, _ = self.call_and_ladj(value.new_zeros(self.inverse_shape(value.shape)))
+        return torch.where(inside, value, middle)
+
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        """Shape that the chain gives noise of this shape."""
+        for part in (self.base, *self.chain):
+            shape = part.forward_shape(shape)
+        return Size(shape)
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        """Shape of noise for values of this shape."""
+        for part in (*reversed(self.chain), self.base):
+            shape = part.inverse_shape(shape)
+        return Size(shape)
 
     def unconstrained(self) -> NormalTransform:
         """The chain without a last step that is the constraint map itself; otherwise the general way."""
         last = self.chain[-1] if self.chain else None
         exp = isinstance(last, ExpTransform) and isinstance(self.scalar_map, LowerBounded)
         sigmoid = isinstance(last, SigmoidTransform) and isinstance(self.scalar_map, Interval)
-        if exp or sigmoid:
-            rest = self.chain[:-1]
+        if exp or sigmoid or isinstance(last, (SimplexMap, OrderedMap, CorrCholeskyMap)):
+            rest, dims = self.chain[:-1], self.dims[-2]
             if not rest:
                 return self.base
-            real = constraints.independent(constraints.real, self.event_dims) if self.event_dims else constraints.real
+            real = constraints.independent(constraints.real, dims) if dims else constraints.real
             return TransformedNormal(self.base, rest, real)
         return super().unconstrained()
 
@@ -127,7 +172,7 @@ class TransformedNormal(NormalTransform):
         return f"TransformedNormal({self.base!r}, {list(self.chain)})"
 
 
-def _scalar_map(support: constraints.Constraint) -> SupportMap | None:
+def scalar_map_of(support: constraints.Constraint) -> SupportMap | None:
     """The map of one element's support; None where it has none."""
     while isinstance(support, constraints.independent):
         support = support.base_constraint
@@ -135,23 +180,6 @@ def _scalar_map(support: constraints.Constraint) -> SupportMap | None:
         return support_map(support)
     except UnsupportedFamilyError:
         return None
-
-
-def _check_chain(dist: td.TransformedDistribution) -> list[Transform]:
-    name = type(dist).__name__
-    if type(dist) not in (td.TransformedDistribution, PyroTransformed):
-        raise UnsupportedFamilyError(
-            f"{name} has no exact transform from normal noise; the nearest supported families are "
-            f"{', '.join(nearest_families(type(dist)))}."
-        )
-    chain = list(dist.transforms)
-    for part in chain:
-        if not part.bijective or part.domain.event_dim != part.codomain.event_dim:
-            raise UnsupportedFamilyError(
-                f"{name} through {type(part).__name__} has no transform, for that is no bijection between spaces of "
-                "one dimension; the nearest supported are ExpTransform, SigmoidTransform and AffineTransform."
-            )
-    return chain
 
 
 @from_normal.register(td.Independent)
@@ -188,22 +216,3 @@ def _masked(dist: MaskedDistribution) -> NormalTransform:
 @scalar_family.register(MaskedDistribution)
 def _masked_family(dist: MaskedDistribution) -> ScalarFamily:
     return scalar_family(_unmasked(dist))
-
-
-@from_normal.register(td.TransformedDistribution)
-def _transformed(dist: td.TransformedDistribution) -> NormalTransform:
-    chain, base = _check_chain(dist), from_normal(dist.base_dist)
-    if isinstance(base, CDFTransform):
-        affine = affine_family(base.family, chain, dist.batch_shape)
-        if affine is not None:
-            return CDFTransform(affine)
-    return TransformedNormal(base, chain, dist.support)
-
-
-@scalar_family.register(td.TransformedDistribution)
-def _transformed_family(dist: td.TransformedDistribution) -> ScalarFamily:
-    chain = _check_chain(dist)
-    if len(dist.event_shape) > 0:
-        raise UnsupportedFamilyError(f"{type(dist).__name__} of vectors is not a univariate family.")
-    base = scalar_family(dist.base_dist)
-    return affine_family(base, chain, dist.batch_shape) or TransformedFamily(base, chain, dist.batch_shape)

@@ -33,7 +33,16 @@ def _independent():
         pyro.sample("level", dist.Binomial(5, torch.tensor(0.3)))
 
 
-PROGRAMS = {"mixed": _mixed, "independent": _independent}
+def _shares():
+    """Simplices and a value that is fixed: fewer noises than values."""
+    shares = pyro.sample("shares", dist.LogisticNormal(torch.tensor([0.3, -0.2]), torch.ones(2)))
+    fixed = pyro.sample("fixed", dist.Delta(torch.tensor([0.5, 2.0]), event_dim=1))
+    with pyro.plate("rows", 2):
+        pyro.sample("parts", dist.LogisticNormal(2 * shares[:1] + torch.zeros(2, 1), torch.ones(1)))
+    pyro.sample("x", dist.Normal(shares[0] * fixed[1], 0.3))
+
+
+PROGRAMS = {"mixed": _mixed, "independent": _independent, "shares": _shares}
 BACKBONES = ["maf", "nsf", "coupling", "mvn"]
 PLACEMENTS = ["top", "middle", "bottom"]
 
@@ -162,3 +171,48 @@ def test_outside_is_minus_infinity_for_every_site():
         broken = value.clone()
         broken[names.index(name)] = wrong
         assert flow().log_prob(broken) == -math.inf, name
+
+
+def test_fewer_noises_than_values():
+    flow = EmbeddedModelFlow(_shares, placement="middle", hidden_features=(8,))
+    assert (flow.layer.dim, flow.layer.noise_dim) == (10, 5)
+    assert flow.noise_reference.shape == (5,)
+    assert flow().sample((0,)).shape == (0, 10)
+    support = flow().support
+    value = torch.distributions.biject_to(support)(torch.randn(4, 5))
+    assert support.check(value).all()
+    broken = value[0].clone()
+    broken[1] += 0.2
+    assert flow().log_prob(broken) == -math.inf
+    assert flow.layer.outside(broken).nonzero().flatten().tolist() == [0, 1, 2]
+
+
+def test_vectors_train_with_and_without_the_program():
+    flow = EmbeddedModelFlow(_shares, backbone="mvn")
+    data = EmbeddedModelFlow(_shares, backbone=None)().sample((200,))
+    baseline = flow.baseline()
+    for each in (flow, baseline):
+        assert math.isfinite(emfc.fit(each, data, epochs=3, batch_size=64).best_validation_nll)
+    assert baseline.layer.location.shape == (5,)
+
+
+def test_vectors_without_a_gate_are_named():
+    def model():
+        base = dist.Normal(torch.zeros(3), 0.5)
+        pyro.sample("turned", dist.TransformedDistribution(base, [dist.transforms.Permute(torch.tensor([2, 0, 1]))]))
+
+    with pytest.raises(emfc.CompileError, match=r"TransformedDistribution has no gate.*gate=None"):
+        EmbeddedModelFlow(model)
+    flow = EmbeddedModelFlow(model, gate=None, hidden_features=(8,))
+    assert flow().log_prob(flow().sample((4,))).isfinite().all()
+
+
+def test_a_program_that_draws_nothing_has_no_learned_layers():
+    def model():
+        pyro.sample("fixed", dist.Delta(torch.tensor(0.5)))
+
+    flow = EmbeddedModelFlow(model, backbone=None)
+    assert flow().sample((3,)).tolist() == [[0.5]] * 3
+    torch.testing.assert_close(flow().log_prob(torch.tensor([[0.5], [0.6]])), torch.tensor([0.0, -math.inf]))
+    with pytest.raises(ValueError, match="backbone=None"):
+        EmbeddedModelFlow(model)

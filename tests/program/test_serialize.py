@@ -111,3 +111,28 @@ def test_constraints_survive(constraint):
 def test_a_constraint_with_tensor_bounds_is_refused():
     with pytest.raises(emfc.CompileError, match="not single numbers"):
         constraint_to_data(constraints.greater_than(torch.zeros(2)), "p")
+
+
+def test_programs_stored_before_noise_had_a_shape_of_its_own(stored):
+    layer, document, tensors = stored
+    for site in document["sites"]:
+        del site["noise_shape"]
+    again = StructuredLayer(program_from_document(document, tensors))
+    noise = torch.randn(5, layer.noise_dim)
+    assert torch.equal(layer()(noise), again()(noise))
+
+
+@pytest.mark.parametrize("shape", [[3], [], [-2], [2, 1]], ids=str)
+def test_a_changed_noise_shape_is_refused(stored, shape):
+    _, document, tensors = stored
+    document["sites"][0]["noise_shape"] = shape
+    with pytest.raises(emfc.CompileError, match="noise of another shape"):
+        StructuredLayer(program_from_document(document, tensors))
+
+
+@pytest.mark.parametrize("arguments", [{"unknown": 1}, {"validate_args": True}, {"loc": 3.0}], ids=str)
+def test_changed_arguments_of_a_family_are_refused(stored, arguments):
+    _, document, tensors = stored
+    document["sites"][0]["specification"]["options"]["arguments"] = arguments
+    with pytest.raises(UserError, match="arguments"):
+        program_from_document(document, tensors)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.programs import learned, operations, plated, populations, scalars, series
+from tests.programs import families, learned, operations, plated, populations, scalars, series
 from tests.programs.case import Case
 
 __all__ = ["PROGRAMS"]
@@ -14,4 +14,5 @@ PROGRAMS: dict[str, Case] = {
     **learned.PROGRAMS,
     **operations.PROGRAMS,
     **populations.PROGRAMS,
+    **families.PROGRAMS,
 }

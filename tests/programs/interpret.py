@@ -74,16 +74,16 @@ def canonical(path: str, held: Mapping[str, Tensor]) -> Tensor:
     """
     prefix, _, name = path.rpartition(".")
     prefix = "".join(f"{part.replace('transform', 'transform_')}." for part in prefix.split(".") if part)
-    for inner in (prefix, prefix + "base."):
-        if inner + name in held:
-            return held[inner + name]
+    if prefix + name in held:
+        return held[prefix + name]
     if name == "logits":
         probs = held[prefix + "probs"]
         return probs.log()
+    if name == "gate_logits":
+        return held[prefix + "gate"].log()
     if name == "scale_tril":
-        for inner in (prefix, prefix + "base."):
-            if inner + "covariance_matrix" in held:
-                return torch.linalg.cholesky(held[inner + "covariance_matrix"])
-            if inner + "precision_matrix" in held:
-                return torch.linalg.cholesky(torch.linalg.inv(held[inner + "precision_matrix"]))
+        if prefix + "covariance_matrix" in held:
+            return torch.linalg.cholesky(held[prefix + "covariance_matrix"])
+        if prefix + "precision_matrix" in held:
+            return torch.linalg.cholesky(torch.linalg.inv(held[prefix + "precision_matrix"]))
     raise KeyError(path)

@@ -179,6 +179,8 @@ def _levels(example: Run, name: str) -> torch.Tensor:
         fn = fn.base_dist
     if isinstance(fn, torch.distributions.Binomial):
         return torch.arange(int(fn.total_count.max()) + 1).reshape(1, -1)
+    if not fn.has_enumerate_support:
+        return torch.arange(6).reshape(1, -1)  # some of infinitely many
     return fn.enumerate_support(expand=False).reshape(1, -1)
 
 

@@ -156,13 +156,29 @@ def subsampled_plate():
         pyro.sample("x", dist.Normal(mu, 1.0))
 
 
-def von_mises():
-    a = pyro.sample("a", dist.Normal(0.0, 1.0))
-    pyro.sample("angle", dist.VonMises(a, 2.0))
+def points_of_a_torus():
+    a = pyro.sample("a", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+    pyro.sample("angle", dist.SineSkewed(dist.VonMises(a, 2.0 * torch.ones(1)).to_event(1), 0.3 * torch.ones(1)))
 
 
-def wishart():
-    pyro.sample("x", dist.Wishart(torch.tensor(4.0), torch.eye(2)))
+def matching():
+    pyro.sample("x", dist.OneOneMatching(torch.zeros(3, 3)))
+
+
+def split_counts():
+    weights = pyro.sample("weights", dist.LogisticNormal(torch.zeros(2), 1.0))
+    pyro.sample("counts", dist.Multinomial(10, weights))
+
+
+def improper_prior():
+    pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+
+
+def learned_transform():
+    spline = dist.transforms.Spline(2)
+    pyro.module("spline", spline)
+    base = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    pyro.sample("x", dist.TransformedDistribution(base, [spline]))
 
 
 def hidden_markov(steps=20):
@@ -253,8 +269,24 @@ REFUSED: dict[str, RefusedCase] = {
     "subsampled_plate": RefusedCase(
         model=subsampled_plate, code="E-SUBSAMPLE", words=("rows", "10", "3"), line="subsample_size=3"
     ),
-    "unsupported_family": RefusedCase(model=von_mises, code="E-NOCDF", line="dist.VonMises(a, 2.0)", words=("angle",)),
-    "unsupported_matrix": RefusedCase(model=wishart, code="E-NOCDF", line="dist.Wishart"),
+    "unsupported_family": RefusedCase(
+        model=points_of_a_torus, code="E-NOCDF", line="dist.SineSkewed(", words=("angle", "torus", "VonMises")
+    ),
+    "unsupported_matrix": RefusedCase(
+        model=matching, code="E-NOCDF", line="dist.OneOneMatching", words=("arrangements", "Categorical")
+    ),
+    "split_counts": RefusedCase(
+        model=split_counts, code="E-NOCDF", line="dist.Multinomial(10", words=("fixed sum", "Binomial")
+    ),
+    "improper_prior": RefusedCase(
+        model=improper_prior, code="E-NOCDF", line="dist.ImproperUniform", words=("not normalised", "proper prior")
+    ),
+    "learned_transform": RefusedCase(
+        model=learned_transform,
+        code="E-NOCDF",
+        line="dist.TransformedDistribution(base, [spline])",
+        words=("Spline", "weights of its own", "backbone"),
+    ),
     "hidden_markov": RefusedCase(
         model=hidden_markov, code="E-DISCRETE", words=("1048576",), notes="names the number of combinations, 2 ** 20"
     ),

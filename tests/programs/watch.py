@@ -5,6 +5,7 @@ This is the reference in tests: it knows nothing of emfc and rewrites nothing, i
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -44,9 +45,12 @@ class Run:
         return {name: site for name, site in self.sites.items() if not site.observed}
 
 
+_ALTERNATIVES = ({"probs", "logits"}, {"gate", "gate_logits"}, {"covariance_matrix", "precision_matrix", "scale_tril"})
+
+
 def distribution_parameters(fn: Any, prefix: str = "") -> dict[str, torch.Tensor]:
     """The tensors that a distribution was made from, inner distributions and transforms included."""
-    if isinstance(fn, torch.distributions.TransformedDistribution):
+    if type(fn).__name__ == "TransformedDistribution":
         found = distribution_parameters(fn.base_dist, prefix + "base.")
         for index, transform in enumerate(fn.transforms):
             found.update(_transform_parameters(transform, f"{prefix}transform_{index}."))
@@ -56,12 +60,18 @@ def distribution_parameters(fn: Any, prefix: str = "") -> dict[str, torch.Tensor
             **distribution_parameters(fn.mixture_distribution, prefix + "mixture."),
             **distribution_parameters(fn.component_distribution, prefix + "component."),
         }
-    if hasattr(fn, "base_dist"):  # Independent, and Pyro's expanded and masked distributions
+    if type(fn).__name__ in ("Independent", "ExpandedDistribution", "MaskedDistribution"):
         return distribution_parameters(fn.base_dist, prefix)
-    held = vars(fn)
-    found = {f"{prefix}{name}": held[name] for name in fn.arg_constraints if isinstance(held.get(name), torch.Tensor)}
-    if "total_count" in held and isinstance(held["total_count"], torch.Tensor):
-        found[f"{prefix}total_count"] = held["total_count"]
+    found = {}
+    for name in inspect.signature(type(fn).__init__).parameters:
+        alternatives = next((group for group in _ALTERNATIVES if name in group), set())
+        if name not in vars(fn) and alternatives & vars(fn).keys():
+            continue  # made from another parametrisation
+        value = getattr(fn, "base_dist" if name == "base" else name, None)
+        if isinstance(value, torch.Tensor):
+            found[f"{prefix}{name}"] = value
+        elif isinstance(value, torch.distributions.Distribution):
+            found.update(distribution_parameters(value, f"{prefix}{name}."))
     return found
 
 

@@ -68,17 +68,9 @@ def test_a_new_family_is_one_class_and_one_line():
 @pytest.mark.parametrize(
     ("dist", "names"),
     [
-        (td.Gamma(1.0, 1.0), "HalfNormal"),
-        (td.StudentT(3.0), "Normal"),
-        (td.Gumbel(0.0, 1.0), "Normal"),
-        (td.Poisson(1.0), "Binomial"),
-        (td.Dirichlet(torch.ones(3)), "MultivariateNormal"),
-        (
-            td.MixtureSameFamily(td.Categorical(torch.ones(2)), td.Independent(td.Normal(torch.zeros(2, 2), 1.0), 1)),
-            "Categorical",
-        ),
+        (td.Multinomial(3, torch.ones(2)), "Binomial"),
+        (pd.TruncatedPolyaGamma(torch.ones(())), "Gamma"),
         (td.TransformedDistribution(td.Normal(0.0, 1.0), [td.AbsTransform()]), "ExpTransform"),
-        (td.LogisticNormal(torch.zeros(2), torch.ones(2)), "families"),
         (pd.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])), "unmasked"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else value,
@@ -95,7 +87,7 @@ def test_a_vector_is_no_scalar_family():
         scalar_family(
             td.TransformedDistribution(td.Independent(td.Normal(torch.zeros(2), 1.0), 1), [td.ExpTransform()])
         )
-    assert "Laplace" in nearest_families(td.StudentT, 8)
+    assert "StudentT" in nearest_families(td.StudentT, 3)
 
 
 def test_pyro_and_torch_wrappers(dtype, device):
@@ -277,7 +269,7 @@ def test_constraint_maps(constraint):
 
 
 def test_a_support_without_a_map_is_refused():
-    for constraint in (constraints.simplex, constraints.nonnegative_integer, constraints.lower_cholesky):
+    for constraint in (constraints.square, constraints.nonnegative_integer, constraints.symmetric):
         with pytest.raises(UnsupportedFamilyError, match="no constraint map"):
             unconstrained_map(constraint)
 

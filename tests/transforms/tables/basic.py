@@ -197,16 +197,19 @@ CASES: dict[str, Case] = {
         lambda m, t: td.MultivariateNormal(m, scale_tril=torch.tril(t)),
         {"loc": _LOC, "scale_tril": _TRIL},
         event_dim=1,
+        half=False,
     ),
     "multivariate normal by covariance": Case(
         lambda m, t: td.MultivariateNormal(m, covariance_matrix=0.5 * (t + t.mT)),
         {"loc": _LOC, "covariance": _COVARIANCE},
         event_dim=1,
+        half=False,
     ),
     "multivariate normal by precision": Case(
         lambda m, t: td.MultivariateNormal(m, precision_matrix=0.5 * (t + t.mT)),
         {"loc": _LOC, "precision": _COVARIANCE},
         event_dim=1,
+        half=False,
     ),
     "affine of a multivariate normal": Case(
         lambda m, t: td.TransformedDistribution(
@@ -214,6 +217,7 @@ CASES: dict[str, Case] = {
         ),
         {"loc": _LOC, "scale_tril": _TRIL},
         event_dim=1,
+        half=False,
         gate=False,
     ),
 }

@@ -1,0 +1,1 @@
+"""How accurate every family and special function is, measured on random parameters: `python -m tests.accuracy`."""
