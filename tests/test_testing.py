@@ -239,7 +239,7 @@ def test_samples_of_another_distribution(check):
     assert broken(check, GompertzFamily, Wrong).laws == ("samples",)
 
 
-@pytest.mark.parametrize("name", ["normal", "uniform", "halfcauchy", "categorical", "mixture of normals"])
+@pytest.mark.parametrize("name", ["normal", "uniform", "halfcauchy", "categorical", "mixture of uniforms"])
 def test_families_of_the_table_obey_the_laws(name):
     case = CASES[name]
     report = check_transform(case.build, case.tensors(torch.float64))

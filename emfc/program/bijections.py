@@ -121,7 +121,7 @@ def read_transform(transform: transforms.Transform) -> tuple[str, bool, Reading]
         value = getattr(inner, argument)
         extra = _TENSORS.get(name, {}).get(argument)
         if extra is not None:
-            held = value if isinstance(value, Tensor) else torch.tensor(float(value))
+            held = value if isinstance(value, Tensor) else torch.tensor(float(value), dtype=torch.float64)
             reading.tensors[argument] = held, extra
         elif isinstance(value, Distribution):
             reading.children[argument] = value

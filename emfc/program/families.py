@@ -175,7 +175,7 @@ def read_family(distribution: Distribution) -> Reading:
             raise _unreadable(family, f"does not keep its argument {name!r} as an attribute of that name") from None
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if number and name in constrained:
-            value = torch.tensor(float(value))
+            value = torch.tensor(float(value), dtype=torch.float64)
         if isinstance(value, Tensor):
             reading.tensors[name] = value, _event_dim(distribution, name, value, constrained)
         elif isinstance(value, Distribution):

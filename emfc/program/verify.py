@@ -50,7 +50,7 @@ def verify(
             for row, run in enumerate(runs):
                 for path, expected in run.descriptions[record.name].flatten().items():
                     found = held[path]
-                    _compare(record, path, expected, found[row if len(found) > 1 else 0])
+                    _compare(program, record, path, expected, found[row if len(found) > 1 else 0])
 
 
 def _evaluated(evaluate: Evaluate, values: Tensor, parameters: Tensor) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
@@ -172,8 +172,8 @@ def _changed(record: SiteRecord, name: str, location: str | None) -> CompileErro
     )
 
 
-def _compare(record: SiteRecord, path: str, expected: Tensor, found: Tensor) -> None:
-    single = expected.dtype != torch.float64 and dtype_kind(expected.dtype) == "float"
+def _compare(program: Program, record: SiteRecord, path: str, expected: Tensor, found: Tensor) -> None:
+    single = dtype_kind(expected.dtype) == "float" and (expected.dtype != torch.float64 or program.dtype != "float64")
     relative = 1e-3 if single else 1e-8
     expected = expected.double().cpu()
     found = found.double().cpu()

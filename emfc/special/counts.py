@@ -11,9 +11,10 @@ from torch import Tensor
 from emfc.special.beta import log_beta_tails
 from emfc.special.beta_density import beta_normaliser, log_beta_density
 from emfc.special.elementwise import elementwise
-from emfc.special.gamma import log_gamma_tails_and_density, together
+from emfc.special.gamma import log_gamma_tails_and_density
 from emfc.special.gamma_regions import tails_and_density
 from emfc.special.normal import ndtri_exp
+from emfc.special.precision import together
 
 __all__ = [
     "integer_quantile",

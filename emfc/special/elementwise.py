@@ -176,7 +176,8 @@ def by_region(
     """Evaluate each element by the function of its region only, in blocks; for the bodies of `elementwise` functions.
 
     Args:
-        regions: Disjoint masks of the flat inputs that together hold every element, each with its function.
+        regions: Disjoint masks of the flat inputs that together hold every element, NaN too, each with its function:
+            the last mask is best the complement of the others.
         inputs: Flat tensors.
         outputs: How many tensors each function returns.
     """

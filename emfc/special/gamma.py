@@ -12,7 +12,7 @@ from emfc.special.elementwise import differentiable, elementwise
 from emfc.special.gamma_regions import log_density, noise_and_density, tails_and_density
 from emfc.special.gamma_shape import shape_curvatures, shape_slopes
 from emfc.special.normal import log_normal_density, tails_from_noise
-from emfc.special.precision import wide
+from emfc.special.precision import together
 from emfc.special.stirling import digamma_less_log
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "log_gamma_density",
     "log_gamma_tails",
     "log_gamma_tails_and_density",
-    "together",
 ]
 
 _Partials = tuple[tuple[Tensor | None, ...], ...]
@@ -35,14 +34,6 @@ _noise_op = elementwise("gamma_noise_and_density", inputs=2, outputs=2, block=_B
 _density_op = elementwise("gamma_log_density", inputs=2, block=_BLOCK)(log_density)
 _slopes_op = elementwise("gamma_shape_slopes", inputs=4, outputs=2, block=_BLOCK)(shape_slopes)
 _curvatures_op = elementwise("gamma_shape_curvatures", inputs=4, outputs=2, block=_BLOCK)(shape_curvatures)
-
-
-def together(*values: Tensor) -> tuple[Tensor, ...]:
-    """The tensors, at least float32, in the widest of their dtypes; numbers on the device of the others."""
-    values = tuple(wide(value) for value in values)
-    first = next((value for value in values if value.dim() > 0), values[0])
-    dtype = torch.float64 if any(value.dtype == torch.float64 for value in values) else torch.float32
-    return tuple(value.to(first.device, dtype) for value in values)
 
 
 def bounded_exp(exponent: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from emfc.special.elementwise import by_region, differentiable, elementwise
-from emfc.special.gamma import bounded_exp, concentration_slopes, log_gamma_density, together
+from emfc.special.gamma import bounded_exp, concentration_slopes, log_gamma_density
 from emfc.special.gamma_regions import eta_series, tails_and_density
 from emfc.special.normal import log1mexp, ndtri_exp
+from emfc.special.precision import together
 from emfc.special.stirling import log_gamma_one_plus, polynomial
 
 __all__ = ["gamma_quantile", "gamma_quantile_and_log"]
@@ -107,7 +108,7 @@ def _start(a: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor, Ten
     regions = [
         (small, _from_power_series),
         (~small & (a < _FIRST), _from_upper_fraction),
-        (~small & (a >= _FIRST), _from_inversion),
+        (~small & ~(a < _FIRST), _from_inversion),
     ]
     x = by_region(regions, (a, log_p, log_q, log_x))[0]
     return x, log_x < math.log(torch.finfo(a.dtype).eps), log_x

@@ -16,7 +16,7 @@ def eager() -> bool:
 
 
 def wide(value: Tensor) -> Tensor:
-    """The tensor itself, or its float32 copy when its dtype is narrower or not a float."""
+    """The tensor itself; its float32 copy when that is wider, its copy in the default dtype when it holds no floats."""
     if value.dtype in (torch.float32, torch.float64):
         return value
     if value.dtype in (torch.float16, torch.bfloat16):
@@ -25,9 +25,14 @@ def wide(value: Tensor) -> Tensor:
 
 
 def together(*values: Tensor) -> tuple[Tensor, ...]:
-    """The tensors in one dtype, the widest of those with dimensions, as torch's arithmetic takes it."""
-    if all(value.dtype == values[0].dtype for value in values):
+    """The tensors, at least float32, in the widest dtype of those with dimensions, as in arithmetic, and on one device.
+
+    Numbers follow the tensors with dimensions to their device.
+    """
+    values = tuple(wide(value) for value in values)
+    first = next((value for value in values if value.dim() > 0), values[0])
+    if all(value.dtype == first.dtype and value.device == first.device for value in values):
         return values
     sized = [value.dtype for value in values if value.dim() > 0] or [value.dtype for value in values]
     dtype = functools.reduce(torch.promote_types, sized)
-    return tuple(value.to(dtype) for value in values)
+    return tuple(value.to(first.device if value.dim() == 0 else value.device, dtype) for value in values)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from emfc.special.elementwise import differentiable, elementwise
-from emfc.special.gamma import together
 from emfc.special.normal import log1mexp, log_normal_density, noise_from_tails
+from emfc.special.precision import together
 from emfc.special.ratios import side_of
 from emfc.special.roots import Bracket, Function, increasing_inverse
 from emfc.special.stable_exponent import edge_of

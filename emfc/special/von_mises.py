@@ -88,9 +88,6 @@ def _moments(k: Tensor, a: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     return span.clamp(min=tiny).log() + total.log() - k * first, first + weighted / total
 
 
-_Angles = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
 def _mirrored(loc: Tensor, turn: Tensor, below: Tensor, above: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Flag, mode, angle and distances to both cuts, mirrored where the mode is negative."""
     flip = loc < 0
@@ -137,8 +134,10 @@ def _upper_part(k: Tensor, m: Tensor, turn: Tensor, low: Tensor, high: Tensor) -
 def _small_tail(k: Tensor, m: Tensor, turn: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
     """Log of the smaller tail (up to the whole integral), the mean by it, and 1 where it is the upper one; m >= 0."""
     inputs = (k, m, turn, low, high)
-    inner = (low >= m) & (turn <= 0)
-    results = by_region([(low < m, _from_cut), ((low >= m) & (turn > 0), _to_cut), (inner, _lower_part)], inputs, 3)
+    first = low < m
+    upper = ~first & (turn > 0)
+    inner = ~first & ~upper
+    results = by_region([(first, _from_cut), (upper, _to_cut), (inner, _lower_part)], inputs, 3)
     half = log_bessel_i0e(k) + _LOG_TWO_PI + _LOG_HALF
     again = inner & (results[0] > half)
     if bool(again.any()):

@@ -49,6 +49,8 @@ def round_trip(subject: Subject, dtype: torch.dtype) -> LawResult:
 def _inside(constraint: Any, value: Tensor) -> Tensor:
     """Which draws obey a constraint, and are off the ends of an interval."""
     result: Tensor = constraint.check(value)
+    if _is_mixture(constraint):
+        return result
     inner = getattr(constraint, "base_constraint", constraint)
     for end, sign in (("lower_bound", 1), ("upper_bound", -1)):
         if hasattr(inner, end):
@@ -60,9 +62,15 @@ def _supports(subject: Subject, transform: NormalTransform, dtype: torch.dtype) 
     """The transform's codomain, and the support that the distribution tells where draws are not dequantised."""
     found = [transform.codomain]
     support = None if transform.discrete else subject.dist(dtype).support
-    if support is not None and not isinstance(support, type(constraints.dependent)):
-        found.append(support)
-    return found
+    if support is None or isinstance(support, type(constraints.dependent)):
+        return found
+    # torch's support of a mixture is where all components have one, that of the mixture where any has
+    return found if _is_mixture(support) else [*found, support]
+
+
+def _is_mixture(constraint: Any) -> bool:
+    base = getattr(constraint, "base_constraint", None)
+    return base is not None and base.event_dim == constraint.event_dim
 
 
 def _samples(subject: Subject, count: int) -> Tensor | None:

@@ -10,7 +10,7 @@ from torch import distributions as td
 from torch.distributions import constraints
 from torch.distributions.utils import lazy_property
 
-from emfc.special.precision import wide
+from emfc.special.precision import together, wide
 from emfc.transforms.base import LadjTransform, NormalTransform
 from emfc.transforms.registry import from_normal
 from emfc.transforms.supports import unconstrained_map
@@ -105,7 +105,7 @@ class MultivariateNormalTransform(NormalTransform):
 
     def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
         super().__init__()
-        self.loc, self.scale_tril = wide(loc), wide(scale_tril)
+        self.loc, self.scale_tril = together(wide(loc), wide(scale_tril))
 
     @lazy_property
     def log_det(self) -> Tensor:
@@ -114,21 +114,21 @@ class MultivariateNormalTransform(NormalTransform):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Draw and log-determinant."""
-        noise = wide(x)
-        if self.scale_tril.dim() == 2:  # one factor for the whole batch: one product of matrices
-            value = self.loc + torch.matmul(noise, self.scale_tril.mT)
+        noise, scale_tril = together(wide(x), self.scale_tril)
+        if scale_tril.dim() == 2:  # one factor for the whole batch: one product of matrices
+            value = self.loc + torch.matmul(noise, scale_tril.mT)
         else:
-            value = self.loc + torch.matmul(self.scale_tril, noise.unsqueeze(-1)).squeeze(-1)
+            value = self.loc + torch.matmul(scale_tril, noise.unsqueeze(-1)).squeeze(-1)
         return value, self.log_det.expand(value.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Noise by a triangular solve, and minus the log-determinant."""
-        centred = wide(y) - self.loc
-        if self.scale_tril.dim() == 2:  # one factor for the whole batch: one solve with many right sides
+        centred, scale_tril = together(wide(y) - self.loc, self.scale_tril)
+        if scale_tril.dim() == 2:  # one factor for the whole batch: one solve with many right sides
             flat = centred.reshape(-1, centred.shape[-1])
-            noise = torch.linalg.solve_triangular(self.scale_tril, flat.mT, upper=False).mT.reshape(centred.shape)
+            noise = torch.linalg.solve_triangular(scale_tril, flat.mT, upper=False).mT.reshape(centred.shape)
         else:
-            noise = torch.linalg.solve_triangular(self.scale_tril, centred.unsqueeze(-1), upper=False).squeeze(-1)
+            noise = torch.linalg.solve_triangular(scale_tril, centred.unsqueeze(-1), upper=False).squeeze(-1)
         return noise, (-self.log_det).expand(noise.shape[:-1])
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def _walk(value: Any, function: Callable[[Tensor], Tensor], batch_shape: Size | 
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     new = copy(value)
     for name, part in vars(value).items():
-        if name == "support_map":
+        if name == "_support_map":
             new.__dict__.pop(name)
         elif name in ("_inv", "__constants__"):
             continue

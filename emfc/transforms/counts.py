@@ -28,7 +28,9 @@ _LOG_HALF = -math.log(2)
 
 def log_chances(dist: td.Distribution, probability: str = "probs", odds: str = "logits") -> tuple[Tensor, Tensor]:
     """Logs of a probability p and of 1 - p, from whichever of p and its log odds the distribution was made of."""
-    if probability in dist.__dict__:
+    # Whichever of the two was derived was stored later.
+    given = next((name for name in vars(dist) if name in (probability, odds)), odds)
+    if given == probability:
         p = wide(getattr(dist, probability))
         one, zero = p >= 1, p <= 0
         log_p = torch.where(zero, -math.inf, torch.log(torch.where(zero, 1, p)))

@@ -73,6 +73,11 @@ class ScalarFamily(ABC):
         position = self.locate(*tails_from_noise(noise))
         return position, self.log_density(position)
 
+    def draw_value(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """`draw` without the distances to the support's ends, where that is cheaper."""
+        position, log_prob = self.draw(noise)
+        return position.value, log_prob
+
     def noise(self, at: Position) -> tuple[Tensor, Tensor]:
         """Noise that gives this position, and the log density there."""
         log_prob, log_p, log_q = self.evaluate(at)
@@ -203,8 +208,8 @@ class CDFTransform(NormalTransform):
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Draw and log-Jacobian of noise."""
         noise = wide(x)
-        position, log_prob = self.family.draw(noise)
-        return position.value, _call_ladj(noise, log_prob)
+        value, log_prob = self.family.draw_value(noise)
+        return value, _call_ladj(noise, log_prob)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Noise and log-Jacobian of a value."""

@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from torch import distributions as td
 from torch.distributions import constraints
 
-from emfc.special.precision import wide
+from emfc.special.precision import together, wide
 from emfc.transforms.affine import NormalAffine, SupportedNormal
 from emfc.transforms.base import LadjTransform, NormalTransform
 from emfc.transforms.correlation import is_symmetric, safe_cholesky
@@ -169,7 +169,8 @@ class WishartFactor(TriangularTransform):
         standard = triangle(wide(noise), diagonal=True)
         logs, stretch = self._log_chi(self.degrees).call_and_ladj(_diagonal(standard))
         factor = standard.tril(-1) + torch.diag_embed(_exp(logs))
-        below = (self.scale_tril @ factor).tril(-1)
+        scale_tril, factor = together(self.scale_tril, factor)
+        below = (scale_tril @ factor).tril(-1)
         coordinate = below + torch.diag_embed(logs + self._log_scale)
         return packed(coordinate, diagonal=True), self._slopes(stretch)
 

@@ -91,7 +91,14 @@ def nearest_families(family: type[Distribution], count: int = 4) -> list[str]:
     """Names of the supported families nearest to a class: first by kind of support, then by name."""
     wanted = _kind(getattr(family, "support", None))
     known: dict[str, tuple[int, float]] = {}
-    wrappers = {"Delta", "Independent", "ExpandedDistribution", "MaskedDistribution", "TransformedDistribution"}
+    wrappers = {
+        "ZeroInflatedDistribution",
+        "Delta",
+        "Independent",
+        "ExpandedDistribution",
+        "MaskedDistribution",
+        "TransformedDistribution",
+    }
     for candidate in from_normal.registry:
         name = candidate.__name__
         if candidate is object or candidate is Distribution or name in wrappers:

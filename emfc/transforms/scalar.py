@@ -311,6 +311,14 @@ class Uniform(ScalarFamily):
         )
         return position, -width.log()
 
+    def draw_value(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The distance from the end that is nearer to zero, where values are spaced more finely."""
+        width = self.high - self.low
+        side = torch.where(self.low.abs() <= self.high.abs(), 1.0, -1.0).to(width.dtype)
+        distance = torch.erfc((-math.sqrt(0.5) * side) * noise)
+        value = torch.addcmul(torch.where(side > 0, self.low, self.high), 0.5 * side * width, distance)
+        return self.support_map.nearest(value, smallest=True), -width.log()
+
     def noise(self, at: Position) -> tuple[Tensor, Tensor]:
         """Normal quantile of the smaller tail."""
         below = at.value - self.low if at.below is None else at.below

@@ -175,6 +175,9 @@ def _straight_through(dist: RelaxedBernoulliStraightThrough) -> Any:
     )
 
 
+_straight_through.refuses = True  # type: ignore[attr-defined]
+
+
 from_normal.register(td.RelaxedBernoulli, _relaxed)
 from_normal.register(RelaxedBernoulliStraightThrough, _straight_through)
 scalar_family.register(RelaxedBernoulliStraightThrough, _straight_through)

@@ -270,3 +270,51 @@ def test_a_single_example_is_unpacked():
     layer = emfc.compile(populations)
     assert layer.unpack(torch.zeros(2))["x"].shape == ()
     assert layer.pack({"x": torch.tensor(0.0), "y": torch.tensor(1.0)}).shape == (2,)
+
+
+def test_values_outside_may_break_what_reads_them():
+    def model():
+        a = pyro.sample("a", dist.Exponential(1.0))
+        pyro.sample("x", dist.LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), a * torch.ones(2)))
+        pyro.sample("y", dist.Uniform(0.0, a))
+
+    layer = emfc.compile(model)
+    examples = layer()(torch.randn(3, layer.noise_dim)).detach()
+    alone = layer().log_prob(examples)
+    broken = examples.clone()
+    broken[1, 0] = -3.0  # no variance
+    assert layer.outside(broken)[:, 0].tolist() == [False, True, False]
+    log_prob = layer().log_prob(broken)
+    assert torch.isneginf(log_prob[1])
+    torch.testing.assert_close(log_prob[[0, 2]], alone[[0, 2]])
+    assert layer().inv(broken).isfinite().all()
+
+
+def test_matrices_are_outside_one_by_one():
+    layer = emfc.compile(lambda: pyro.sample("w", dist.Wishart(torch.tensor(4.0), scale_tril=torch.eye(2))))
+    assert (layer.dim, layer.noise_dim) == (4, 3)
+    examples = torch.tensor([[2.0, 0.5, 0.5, 1.0], [2.0, 0.5, 0.4, 1.0], [1.0, 2.0, 2.0, 1.0]])
+    assert layer.outside(examples).any(-1).tolist() == [False, True, True]
+    assert layer.outside(examples).all(-1).tolist() == [False, True, True]
+    assert layer().log_prob(examples).isfinite().tolist() == [True, False, False]
+
+
+def test_sites_with_fewer_noises_than_values():
+    def model():
+        shares = pyro.sample("shares", dist.Dirichlet(torch.tensor([2.0, 1.0, 3.0])))
+        pyro.sample("fixed", dist.Delta(2 * shares, event_dim=1))
+        with pyro.plate("rows", 2):
+            pyro.sample("factor", dist.LKJCholesky(3, torch.tensor(1.5)))
+
+    layer = emfc.compile(model, gate="element")
+    assert (layer.dim, layer.noise_dim) == (24, 8)
+    assert emfc.parse(model).noise_dim == 8
+    assert "D=24, N=8" in repr(layer)
+    shapes = {name: tuple(gate.shape) for name, gate in layer.gate_values().items()}
+    assert shapes == {"shares": (2,), "fixed": (0,), "factor": (2, 3)}
+    with pytest.raises(UserError, match="takes 8 noise numbers, not 24"):
+        layer()(torch.zeros(24))
+    assert layer().forward_shape((5, 8)) == (5, 24)
+    assert layer().inverse_shape((5, 24)) == (5, 8)
+    with pytest.raises(CompileError, match=r"pyro\.deterministic"):
+        layer.constraint_map()

@@ -6,6 +6,7 @@ import copy
 import pickle
 import sys
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -282,3 +283,38 @@ def test_what_cannot_be_run_on_several_examples_is_refused():
     with pytest.raises(emfc.CompileError, match="several examples at once") as caught:
         emfc.compile(model)
     assert caught.value.code == "E-VERIFY"
+
+
+def test_constants_of_another_precision():
+    def model():
+        scale = torch.as_tensor(np.array([0.1, 0.2]))  # float64 in a float32 program
+        with pyro.plate("rows", 2):
+            x = pyro.sample("x", dist.Normal(0.0, scale))
+        pyro.sample("y", dist.Gamma(torch.tensor(2.1, dtype=torch.float64), x.exp().sum()))
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        layer = emfc.compile(model)
+        value, ladj = layer().call_and_ladj(torch.randn(5, 3))
+    finally:
+        torch.set_default_dtype(before)
+    assert value.dtype == ladj.dtype == torch.float32
+    assert ladj.isfinite().all()
+
+
+def test_observed_sites_may_have_any_family():
+    def model():
+        w = pyro.sample("w", dist.Dirichlet(torch.ones(3)))
+        pyro.sample("counts", dist.Multinomial(5, w), obs=torch.tensor([1.0, 2.0, 2.0]))
+        pyro.sample("kind", dist.OneHotCategorical(w), obs=torch.tensor([1.0, 0.0, 0.0]))
+        noise = dist.MultivariateNormal(torch.zeros(2), torch.eye(2))
+        chain = dist.GaussianHMM(noise, torch.eye(2), noise, torch.eye(2), noise, duration=3)
+        pyro.sample("chain", chain, obs=torch.zeros(3, 2))
+        either = dist.MaskedMixture(torch.tensor([True, False]), N(w[:2], 1.0), dist.Laplace(torch.zeros(2), 1.0))
+        pyro.sample("either", either.to_event(1), obs=torch.zeros(2))
+
+    layer = emfc.compile(model)
+    assert layer.dim == 3
+    assert layer.graph.sites["counts"].parents == ("w",)
+    assert layer.graph.sites["kind"].parents == ("w",)

@@ -88,3 +88,9 @@ def test_relatives_are_refused(dist, instead):
     for make in (from_normal, scalar_family):
         with pytest.raises(UnsupportedFamilyError, match=f"nearest supported is .*{instead}"):
             make(dist())
+
+
+def test_a_parameter_that_is_no_number_gives_none():
+    transform = from_normal(td.VonMises(torch.tensor(math.nan), 1.0, validate_args=False))
+    noise, _ = transform.inv.call_and_ladj(torch.tensor([-1.0, 0.3, 2.0]))
+    assert noise.isnan().all()

@@ -165,3 +165,15 @@ def test_integers_are_levels():
     leaf = x[1:].clone().requires_grad_()
     slope = torch.autograd.grad(transform.inv(leaf).sum(), leaf)[0]
     torch.testing.assert_close(slope.log(), ladj[1:])
+
+
+@pytest.mark.parametrize(
+    "build",
+    [lambda: td.Geometric(logits=torch.tensor(20.0)), lambda: td.NegativeBinomial(3.0, logits=torch.tensor(20.0))],
+    ids=["geometric", "negative binomial"],
+)
+def test_what_was_read_before_changes_nothing(build):
+    fresh, read = build(), build()
+    _ = read.mean, read.probs, read.logits  # torch stores what it derives, which saturates
+    noise = torch.tensor([-6.0, 0.0, 6.0])
+    assert torch.equal(from_normal(fresh)(noise), from_normal(read)(noise))

@@ -279,3 +279,24 @@ def test_transforms_work_in_torch_distributions():
     flow = td.TransformedDistribution(base, [from_normal(td.Laplace(torch.zeros(3), 2.0))], validate_args=False)
     x = flow.rsample((5,))
     torch.testing.assert_close(flow.log_prob(x), td.Laplace(0.0, 2.0).log_prob(x))
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda one: td.MultivariateNormal(torch.zeros(2), torch.eye(2)),
+        lambda one: pd.MultivariateStudentT(3 * one, torch.zeros(2), torch.eye(2)),
+        lambda one: td.LowRankMultivariateNormal(torch.zeros(2), torch.ones(2, 1), torch.ones(2)),
+        lambda one: td.Dirichlet(torch.ones(3)),
+        lambda one: td.LKJCholesky(3, one),
+        lambda one: td.Beta(2 * one, 3 * one),
+        lambda one: td.Gamma(2 * one, one),
+    ],
+)
+def test_noise_of_another_precision_than_the_parameters(build):
+    dist = build(torch.ones((), dtype=torch.float32))
+    transform = from_normal(dist)
+    noise = torch.randn(4, *transform.inverse_shape(dist.batch_shape + dist.event_shape), dtype=torch.float64)
+    value, _ = transform.call_and_ladj(noise)
+    back, _ = transform.inv.call_and_ladj(value)
+    torch.testing.assert_close(back, noise, rtol=1e-3, atol=1e-3)
