@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -13,10 +14,9 @@ from torch.distributions import constraints
 
 from emfc.special.precision import wide
 from emfc.transforms.base import NormalTransform
-from emfc.transforms.components import tensors_of
 from emfc.transforms.family import CDFTransform, ScalarFamily
 from emfc.transforms.registry import UnsupportedFamilyError, from_normal, scalar_family
-from emfc.transforms.truncated import TruncatedFamily
+from emfc.transforms.truncated import TruncatedFamily, watched
 
 __all__ = ["Truncated"]
 
@@ -35,7 +35,8 @@ class Truncated(TorchDistribution):
 
     Raises:
         ValueError: If the base has no univariate transform or is discrete, if an end is no finite number, or if the
-            base has nothing between the ends; the last two only where arguments are validated.
+            base has nothing between the ends; the last two only where arguments are validated. While a program is
+            compiled, all of this shows when the distribution is first used.
 
     Example:
         >>> far = Truncated(td.Normal(torch.tensor(0.0), 1.0), low=20.0)
@@ -53,22 +54,34 @@ class Truncated(TorchDistribution):
         high: Tensor | float | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        try:
-            like = _like(scalar_family(base))
-        except UnsupportedFamilyError as error:
-            raise ValueError(f"Truncated needs a base with a univariate transform. {error}") from error
+        like = _like(base)
         ends = [None if end is None else _tensor(end, like) for end in (low, high)]
         shapes = (end.shape for end in ends if end is not None)
         batch_shape = Size(broadcast_shapes(base.batch_shape, *shapes))
         self.base_dist = base.expand(batch_shape) if batch_shape != base.batch_shape else base
         self.low, self.high = (None if end is None else end.expand(batch_shape) for end in ends)
+        self._base, self._ends = base, ends  # as they were given: what they share is computed once
         super().__init__(batch_shape, validate_args=validate_args)
+        if watched():  # nothing is computed, lest it becomes a part of the program
+            return
         try:
-            self._family = TruncatedFamily(scalar_family(base), *ends)
+            self._family  # noqa: B018
         except UnsupportedFamilyError as error:
             raise ValueError(str(error)) from error
         if self._validate_args:
             self._check()
+
+    @property
+    def _family(self) -> TruncatedFamily:
+        """The univariate family of the parameters as they were given, made once."""
+        made: TruncatedFamily | None = self.__dict__.get("_made")
+        if made is None:
+            try:
+                base = scalar_family(self._base)
+            except UnsupportedFamilyError as error:
+                raise UnsupportedFamilyError(f"Truncated needs a base with a univariate transform. {error}") from error
+            made = self._made = TruncatedFamily(base, *self._ends)
+        return made
 
     def _check(self) -> None:
         for name, end in (("low", self.low), ("high", self.high)):
@@ -94,15 +107,17 @@ class Truncated(TorchDistribution):
         shape = Size(batch_shape)
         new.base_dist = self.base_dist.expand(shape)
         new.low, new.high = (None if end is None else end.expand(shape) for end in (self.low, self.high))
-        new._family = self._family
+        new._base, new._ends = self._base, self._ends
+        if "_made" in self.__dict__:
+            new._made = self._made
         super(Truncated, new).__init__(shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draws that are differentiable with respect to the ends and the base's parameters."""
-        like = _like(self._family)
-        noise = torch.randn(self._extended_shape(Size(sample_shape)), dtype=like.dtype, device=like.device)
+        like = _like(self)
+        noise = torch.randn(self._extended_shape(Size(sample_shape)), dtype=wide(like).dtype, device=like.device)
         value: Tensor = from_normal(self)(noise)
         return value
 
@@ -123,17 +138,31 @@ class Truncated(TorchDistribution):
         return self.family.quantile(torch.log(value), torch.log1p(-value))
 
 
-def _like(family: ScalarFamily) -> Tensor:
-    """A tensor of the dtype and on the device that the family computes in."""
-    found = [tensor for tensor in tensors_of(family)[0] if tensor.is_floating_point()]
+def _tensors(held: Any) -> Iterator[Tensor]:
+    """The floating-point tensors that a distribution keeps, those of its parts and transforms too."""
+    if isinstance(held, Tensor):
+        if held.is_floating_point():
+            yield held
+    elif isinstance(held, (list, tuple)):
+        for part in held:
+            yield from _tensors(part)
+    elif isinstance(held, (td.Distribution, td.Transform)):
+        for name, part in vars(held).items():
+            if name not in ("_inv", "_made"):
+                yield from _tensors(part)
+
+
+def _like(base: td.Distribution) -> Tensor:
+    """A tensor of the dtype and on the device that the base computes in."""
+    found = list(_tensors(base))
     if not found:
         return torch.zeros(())
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in found))
-    return wide(found[0].new_zeros((), dtype=dtype))
+    return torch.zeros((), dtype=dtype, device=found[0].device)
 
 
 def _tensor(end: Tensor | float, like: Tensor) -> Tensor:
-    return wide(end) if isinstance(end, Tensor) else torch.full((), end, dtype=like.dtype, device=like.device)
+    return wide(end) if isinstance(end, Tensor) else torch.full((), end, dtype=wide(like).dtype, device=like.device)
 
 
 @scalar_family.register(Truncated)

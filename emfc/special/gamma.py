@@ -13,13 +13,14 @@ from emfc.special.gamma_regions import log_density, noise_and_density, tails_and
 from emfc.special.gamma_shape import shape_curvatures, shape_slopes
 from emfc.special.normal import log_normal_density, tails_from_noise
 from emfc.special.precision import together
-from emfc.special.stirling import digamma_less_log
+from emfc.special.stirling import digamma_less_log, log_gamma_one_plus
 
 __all__ = [
     "bounded_exp",
     "concentration_slopes",
     "gamma_noise_and_density",
     "log_gamma_density",
+    "log_gamma_leading",
     "log_gamma_tails",
     "log_gamma_tails_and_density",
 ]
@@ -153,6 +154,33 @@ def gamma_noise_and_density(concentration: Tensor, x: Tensor) -> tuple[Tensor, T
     """
     noise, density = _noise(*together(concentration, x))
     return noise, density
+
+
+@elementwise("gamma_leading_tail", inputs=2)
+def _leading(a: Tensor, log_x: Tensor) -> tuple[Tensor, ...]:
+    return (a * log_x - log_gamma_one_plus(a),)
+
+
+def _leading_partials(inputs: Sequence[Tensor], outputs: Sequence[Tensor], wanted: Sequence[bool]) -> _Partials:
+    a, log_x = inputs
+    return ((log_x - torch.digamma(1 + a) if wanted[0] else None, a),)
+
+
+_leading_differentiable = differentiable(_leading, _leading_partials)
+
+
+def log_gamma_leading(concentration: Tensor, log_x: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Log lower tail and log density for x so small that 1 - x is 1: :math:`a \log x - \log \Gamma(1 + a)`.
+
+    Args:
+        concentration: Positive numbers a.
+        log_x: Logs of positive numbers, which themselves may be too small for a number.
+
+    Source: the first term of DLMF 8.7.1.
+    """
+    a, log_x = together(concentration, log_x)
+    log_p = _leading_differentiable(a, log_x)[0]
+    return log_p, log_p + a.log() - log_x
 
 
 def log_gamma_tails(concentration: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -129,13 +129,14 @@ def _solve_partials(inputs: Sequence[Tensor], outputs: Sequence[Tensor], wanted:
     alpha, beta, noise = inputs
     z, density = outputs
     found = _slopes_once(alpha, beta, z)
-    limit = _steepest(z.dtype)
+    info = torch.finfo(z.dtype)
+    limit = info.max * info.eps  # which leaves room for a scale; draws of heavy tails move by as much as their size
     by_noise = torch.exp((log_normal_density(noise) - density).clamp(max=math.log(limit)))
     steep = torch.where(found[2] == 0, 1, found[2])
     by_z = [-found[0] / steep, -found[1] / steep, by_noise]
     by_z = [part.clamp(-limit, limit) for part in by_z]
     of_density = [found[3] + found[5] * by_z[0], found[4] + found[5] * by_z[1], found[5] * by_z[2]]
-    return tuple(by_z), tuple(of_density)
+    return tuple(by_z), tuple(part.clamp(-limit, limit) for part in of_density)
 
 
 _tails_differentiable = differentiable(_tails_op, _tails_partials)

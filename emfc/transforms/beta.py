@@ -9,6 +9,7 @@ from pyro.distributions import AffineBeta as PyroAffineBeta
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
+from torch.nn.functional import logsigmoid
 
 from emfc.special.beta import log_beta_tails_and_density
 from emfc.special.beta_density import beta_normaliser, log_beta_density
@@ -88,7 +89,10 @@ class FisherSnedecor(ScalarFamily):
         value = at.value if at.below is None else at.below
         odds = (value * self.factor).clamp(max=torch.finfo(value.dtype).max / 4)
         rest = 1 / (1 + odds)
-        return _positive(odds * rest), rest
+        # the derivative of a small complement is that of its log, for its square may underflow
+        log_rest = logsigmoid(-torch.log(torch.where(odds > 1, odds, 1)))
+        far = rest.detach() * torch.exp(log_rest - log_rest.detach())
+        return _positive(odds * rest), torch.where(odds > 1, far, rest)
 
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""

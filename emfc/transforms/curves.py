@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -70,6 +72,14 @@ class _Power(Part):
         return (-size if self.reciprocal else size) + log_y - log_x
 
 
+def _gentle(log_y: Tensor, log_x: Tensor) -> Tensor:
+    """The log of a power, whose derivative is reduced where that of the power by its base would overflow."""
+    limit = math.log(torch.finfo(log_y.dtype).max) - 24  # which leaves room for products
+    with torch.no_grad():
+        factor = torch.exp((limit - log_y + log_x).clamp(max=0))
+    return log_y.detach() + factor * (log_y - log_y.detach())
+
+
 class PowerPart(_Power):
     """A power of a positive value."""
 
@@ -92,7 +102,7 @@ class PowerPart(_Power):
         """Exponential of a multiple of the logarithm."""
         log_x = log_of(at, ends)
         log_y = self._raised(log_x)
-        y = bounded_exp(log_y)
+        y = bounded_exp(_gentle(log_y, log_x))
         return within(self.image(ends), y, y, -torch.expm1(log_y.clamp(max=1))), self._step(log_x, log_y)
 
     def backward(self, at: Position, ends: Ends) -> tuple[Position, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
@@ -44,10 +45,17 @@ class Weibull(ScalarFamily):
 
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""
-        log_x = log_distance(at.value if at.below is None else at.below)
-        y = self.concentration * (log_x - self.scale.log())
+        value = at.value if at.below is None else at.below
+        log_x = log_distance(value)
+        y = self.concentration * self._log_ratio(value, log_x)
         log_cdf, log_sf = tails_from_log_hazard(y)
         return Evaluation(self.concentration.log() + y - log_x + log_sf, log_cdf, log_sf)
+
+    def _log_ratio(self, value: Tensor, log_x: Tensor) -> Tensor:
+        """Log of the value over the scale; beside the scale by the difference of both, which is exact there."""
+        near = (value > 0.5 * self.scale) & (value < 2 * self.scale)
+        beside = torch.log1p(torch.where(near, value - self.scale, 0) / self.scale)
+        return torch.where(near, beside, log_x - self.scale.log())
 
     def draw(self, noise: Tensor) -> tuple[Position, Tensor]:
         """A power of the hazard, and the density by the power, which may be too small or large for a number."""

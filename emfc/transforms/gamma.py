@@ -10,10 +10,15 @@ from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
 
-from emfc.special.gamma import gamma_noise_and_density, log_gamma_density, log_gamma_tails_and_density
-from emfc.special.gamma_quantile import gamma_quantile, gamma_quantile_and_log
-from emfc.special.normal import tails_from_noise
-from emfc.special.precision import wide
+from emfc.special.gamma import (
+    gamma_noise_and_density,
+    log_gamma_density,
+    log_gamma_leading,
+    log_gamma_tails_and_density,
+)
+from emfc.special.gamma_quantile import gamma_quantile_and_log
+from emfc.special.normal import log1mexp, noise_from_tails, tails_from_noise
+from emfc.special.precision import eager, wide
 from emfc.transforms.family import CDFTransform, Evaluation, ScalarFamily
 from emfc.transforms.registry import family_of, from_normal
 from emfc.transforms.supports import Position
@@ -27,6 +32,12 @@ def _positive(value: Tensor) -> Tensor:
     return value.clamp(min=info.tiny * info.eps)
 
 
+def _underflow(z: Tensor) -> Tensor | None:
+    """Where a number is too small to be exact to rounding; None where that is known to be nowhere."""
+    small = z < 4 * torch.finfo(z.dtype).tiny
+    return None if eager() and not bool(small.any()) else small
+
+
 @family_of(td.Gamma)
 class Gamma(ScalarFamily):
     r""":math:`F(x) = P(a, r x)`; Chi2 with k degrees of freedom is that with concentration k / 2 and rate 1 / 2."""
@@ -37,32 +48,72 @@ class Gamma(ScalarFamily):
         self.concentration, self.rate = wide(dist.concentration), wide(dist.rate)
         self.batch_shape = dist.batch_shape
 
-    def _standard(self, at: Position) -> Tensor:
-        return _positive((at.value if at.below is None else at.below) * self.rate)
+    def _standard(self, at: Position) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Value times rate, the value, and where the product is too small for an exact number, None for nowhere."""
+        value = _positive(at.value if at.below is None else at.below)
+        z = value * self.rate
+        return _positive(z), value, _underflow(z)
+
+    def _leading(self, value: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
+        """Log lower tail and log density with rate 1, where the product of value and rate underflows."""
+        least = 4 * torch.finfo(value.dtype).tiny  # below which the derivative of a log may overflow
+        log_value = value.clamp(min=least).log()
+        log_value = log_value + (value.detach().log() - log_value.detach())
+        return log_gamma_leading(self.concentration, torch.where(small, log_value + self.rate.log(), -1))
 
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""
-        log_p, log_q, log_prob = log_gamma_tails_and_density(self.concentration, self._standard(at))
+        z, value, small = self._standard(at)
+        log_p, log_q, log_prob = log_gamma_tails_and_density(self.concentration, z)
+        if small is not None:
+            log_tail, leading = self._leading(value, small)
+            log_p, log_prob = torch.where(small, log_tail, log_p), torch.where(small, leading, log_prob)
+            log_q = torch.where(small, log1mexp(torch.where(small, log_tail, -1)), log_q)
         return Evaluation(log_prob + self.rate.log(), log_p, log_q)
 
     def log_density(self, at: Position) -> Tensor:
         """Log density alone."""
-        return log_gamma_density(self.concentration, self._standard(at)) + self.rate.log()
+        z, value, small = self._standard(at)
+        log_prob = log_gamma_density(self.concentration, z)
+        if small is not None:
+            log_prob = torch.where(small, self._leading(value, small)[1], log_prob)
+        return log_prob + self.rate.log()
 
     def noise(self, at: Position) -> tuple[Tensor, Tensor]:
         """Noise and log density."""
-        noise, log_prob = gamma_noise_and_density(self.concentration, self._standard(at))
+        z, value, small = self._standard(at)
+        noise, log_prob = gamma_noise_and_density(self.concentration, z)
+        if small is not None:
+            log_tail, leading = self._leading(value, small)
+            log_tail = torch.where(small, log_tail, -1)
+            noise = torch.where(small, noise_from_tails(log_tail, log1mexp(log_tail)), noise)
+            log_prob = torch.where(small, leading, log_prob)
         return noise, log_prob + self.rate.log()
+
+    def _over_rate(self, z: Tensor, log_z: Tensor, small: Tensor | None) -> Tensor:
+        """Quantile with rate 1 over the rate, by their logs where the former underflows."""
+        value = z / self.rate
+        if small is None:
+            return value
+        return torch.where(small, torch.exp(torch.where(small, log_z - self.rate.log(), 0)), value)
 
     def draw(self, noise: Tensor) -> tuple[Position, Tensor]:
         """Draw, and log density by the draw with rate 1, which loses nothing where the other one underflows."""
-        z = gamma_quantile(self.concentration, *tails_from_noise(noise))
-        value = self.support_map.nearest(z / self.rate, smallest=True)
-        return self.support_map.place(value), log_gamma_density(self.concentration, z) + self.rate.log()
+        z, log_z = gamma_quantile_and_log(self.concentration, *tails_from_noise(noise))
+        small = _underflow(z)
+        value = self.support_map.nearest(self._over_rate(z, log_z, small), smallest=True)
+        log_prob = log_gamma_density(self.concentration, z)
+        if small is not None:
+            info = torch.finfo(z.dtype)
+            least = math.log(info.tiny) + math.log(info.eps) + self.rate.detach().log().clamp(max=0)
+            log_z = torch.where(small, torch.maximum(log_z, least.to(log_z.dtype)), -1)
+            log_prob = torch.where(small, log_gamma_leading(self.concentration, log_z)[1], log_prob)
+        return self.support_map.place(value), log_prob + self.rate.log()
 
     def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Quantile with rate 1 over the rate."""
-        return gamma_quantile(self.concentration, log_p, log_q) / self.rate
+        z, log_z = gamma_quantile_and_log(self.concentration, log_p, log_q)
+        return self._over_rate(z, log_z, _underflow(z))
 
 
 @family_of(td.InverseGamma, PyroInverseGamma)
@@ -80,7 +131,9 @@ class InverseGamma(ScalarFamily):
         value = at.value if at.below is None else at.below
         least = self.rate.detach() * torch.finfo(value.dtype).max ** -0.45
         value = torch.maximum(value, least.to(value.dtype))
-        return value, _positive(self.rate / value)
+        log_z = self.rate.log() - value.log()
+        # the derivatives are those of the log, for the square of the reciprocal may underflow
+        return value, _positive((self.rate / value).detach() * torch.exp(log_z - log_z.detach()))
 
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""

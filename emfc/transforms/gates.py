@@ -8,23 +8,28 @@ from functools import singledispatch
 import torch
 from torch import Tensor, broadcast_shapes
 
+from emfc.special.normal import log_normal_density
 from emfc.special.precision import eager, wide
 from emfc.special.roots import Bracket, attach_root, increasing_inverse
 from emfc.transforms.affine import MultivariateNormalTransform, NormalAffine, SupportedNormal
 from emfc.transforms.base import BroadcastNormal, IndependentNormal, NormalTransform
+from emfc.transforms.family import CDFTransform
 from emfc.transforms.registry import UnsupportedFamilyError
+from emfc.transforms.supports import RealLine
 from emfc.transforms.triangular import TriangularTransform
 
-__all__ = ["GatedReal", "GatedTriangular", "gate_on_reals", "gated"]
+__all__ = ["GatedCDF", "GatedReal", "GatedTriangular", "gate_on_reals", "gated"]
 
 
 def gated(transform: NormalTransform, gate: Tensor) -> NormalTransform:
     r"""The transform opened as far as its gate: :math:`x = c(\lambda g(e) + (1 - \lambda) e)`.
 
     c is the constraint map of the support and :math:`g = c^{-1} \circ t` the transform seen through it, so that
-    gate 1 is the transform and gate 0 the identity followed by the constraint map. Location-scale families of the
-    real line, LogNormal and MultivariateNormal stay closed forms; otherwise the inverse is a bracketed solve that
-    starts from the open gate, element after element where a vector's elements follow one another.
+    gate 1 is the transform and gate 0 the identity followed by the constraint map. At gate 1 exactly, continuous
+    univariate families give the very numbers of the transform; beside it those of the unconstrained coordinate, whose
+    rounding shows where a family's spread is small beside its distance from the support's end. Location-scale families
+    of the real line, LogNormal and MultivariateNormal stay closed forms; otherwise the inverse is a bracketed solve
+    that starts from the open gate, element after element where a vector's elements follow one another.
 
     Args:
         transform: A transform from `from_normal`.
@@ -46,6 +51,10 @@ def gated(transform: NormalTransform, gate: Tensor) -> NormalTransform:
     core = gate_on_reals(inner, gate)
     if inner is transform:
         return core
+    if isinstance(transform, CDFTransform) and not (
+        transform.discrete or isinstance(transform.family.support_map, RealLine)
+    ):
+        return GatedCDF(transform, gate)
     return SupportedNormal(core, transform.codomain, discrete=transform.discrete)
 
 
@@ -185,6 +194,40 @@ class GatedReal(NormalTransform):
 
     def __repr__(self) -> str:
         return f"GatedReal({self.base!r})"
+
+
+class GatedCDF(SupportedNormal):
+    """The gate of a univariate family whose support has ends: at gate 1 with the family's own values and noises."""
+
+    def __init__(self, program: CDFTransform, gate: Tensor) -> None:
+        super().__init__(GatedReal(program.unconstrained(), gate), program.codomain, discrete=program.discrete)
+        self.program, self.gate = program, gate
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixed value and log-Jacobian."""
+        noise, family = wide(x), self.program.family
+        at, log_prob = family.draw(noise)
+        inner, step = family.support_map.coordinate(at)
+        ladj = log_normal_density(noise) - (log_prob + step)
+        value, stretch = self.map.call_and_ladj(self.gate * inner + (1 - self.gate) * noise)
+        return self._own(at.value, value), _stretch(ladj, self.gate) + stretch
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise and log-Jacobian of a mixed value."""
+        noise, ladj = super().inverse_and_ladj(y)
+        if eager() and not bool((self.gate == 1).any()):
+            return noise, ladj
+        with torch.no_grad():
+            own_noise, own_ladj = self.program.inverse_and_ladj(y.detach())
+        return self._own(own_noise, noise), self._own(own_ladj, ladj)
+
+    def _own(self, own: Tensor, mixed: Tensor) -> Tensor:
+        """The program's number at gate 1, with the derivatives of the mixed one, which know the gate."""
+        number = own.detach() + (mixed - mixed.detach())
+        return torch.where((self.gate == 1) & mixed.detach().isfinite(), number, mixed)
+
+    def __repr__(self) -> str:
+        return f"GatedCDF({self.program!r})"
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:

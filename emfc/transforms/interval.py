@@ -22,12 +22,12 @@ from emfc.transforms.scalar import Laplace
 from emfc.transforms.skewed import AsymmetricLaplace
 from emfc.transforms.supports import Position
 
-__all__ = ["check_mass", "log_mass"]
+__all__ = ["NODES", "check_mass", "log_mass"]
 
 _SMOOTH_PARTS = (AffinePart, ExpPart, LogitPart, LogPart, PowerPart, SigmoidPart, SoftplusPart)
 
 # Nodes and weights of Gauss and Legendre's rule of order 8 on [0, 1].
-_NODES = (
+NODES = (
     (0.019855071751231884158, 0.050614268145188129576),
     (0.101666761293186630204, 0.111190517226687235272),
     (0.237233795041835507091, 0.156853322938943643669),
@@ -124,7 +124,7 @@ def _some(at: Position, take: Callable[[Tensor], Tensor]) -> Position:
 
 def _integral(family: ScalarFamily, low: Position, high: Position, width: Tensor) -> Tensor:
     """Log of the density's integral, the nodes in a new first dimension."""
-    pairs = [pair for node, weight in _NODES for pair in ((node, weight), (1 - node, weight))]
+    pairs = [pair for node, weight in NODES for pair in ((node, weight), (1 - node, weight))]
     place, weight = torch.tensor(pairs, dtype=width.dtype, device=width.device).T
     rank = len(torch.broadcast_shapes(family.batch_shape, width.shape, low.value.shape))
     place, weight = (part.reshape(-1, *(1,) * rank) for part in (place, weight))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Size, Tensor
@@ -16,8 +16,9 @@ from emfc.transforms.chains import Chain
 from emfc.transforms.family import Evaluation, ScalarFamily
 from emfc.transforms.registry import UnsupportedFamilyError
 from emfc.transforms.supports import Bound, Interval, LowerBounded, Position, RealLine, UpperBounded
+from emfc.transforms.turned import TurnedHalfLine
 
-__all__ = ["AffineFamily", "TransformedFamily", "affine_family"]
+__all__ = ["AffineFamily", "TransformedFamily", "TurnedFamily", "affine_family"]
 
 _Value = TypeVar("_Value", Tensor, Bound)
 
@@ -107,7 +108,7 @@ class AffineFamily(ScalarFamily):
     Args:
         base: The family of x.
         loc: Shift.
-        scale: Any factor but 0; of one sign if the base's support is a half-line.
+        scale: Any factor but 0; of one known sign if the base's support is a half-line, see `TurnedFamily` for others.
         increasing: Sign of the scale where all elements have the same, None where they differ.
         batch_shape: Shape of base and parameters together.
     """
@@ -194,12 +195,61 @@ class AffineFamily(ScalarFamily):
         return self._outer(self.base.locate(*self._swap(log_p, log_q)))
 
 
+class TurnedFamily(AffineFamily):
+    """A univariate family of a half-line as loc + scale x, with scales whose signs differ or must not be looked at.
+
+    The support is the same half-line as that of `AffineFamily` for each element; the distance from its end is the
+    position's `below`, on whichever side it lies.
+    """
+
+    scale: Tensor
+
+    def _image(self) -> constraints.Constraint:
+        support = self.base.support_map
+        self.rising = isinstance(support, LowerBounded)
+        end = torch.as_tensor(self._move(support.low if self.rising else support.high))
+        sign = self.scale.detach().sign()
+        return TurnedHalfLine(end, sign if self.rising else -sign)
+
+    def _inner_of(self, at: Position) -> tuple[Position, Tensor]:
+        """Position in the base's support, and whether it lies there; a mixture's positions may not."""
+        base, distance = self.base.support_map, at.below
+        if distance is None:
+            distance = cast(Tensor, self.support_map.place(at.value).below)
+        inside, distance = distance >= 0, distance.clamp(min=0) / self.scale.abs()
+        value = base.nearest((at.value - self.loc) / self.scale)
+        return Position(value, *((distance, None) if self.rising else (None, distance))), inside
+
+    def _outer(self, inner: Position) -> Position:
+        value = self.support_map.nearest(self.loc + self.scale * inner.value, smallest=True)
+        return Position(value, cast(Tensor, inner.below if self.rising else inner.above) * self.scale.abs())
+
+    def evaluate(self, at: Position) -> Evaluation:
+        """Log density and log tails."""
+        inner, inside = self._inner_of(at)
+        log_prob, log_cdf, log_sf = self.base.evaluate(inner)
+        below, above = (-math.inf, 0) if self.rising else (0, -math.inf)
+        tails = self._swap(torch.where(inside, log_cdf, below), torch.where(inside, log_sf, above))
+        return Evaluation(torch.where(inside, log_prob - self._log_scale(), -math.inf), *tails)
+
+    def log_density(self, at: Position) -> Tensor:
+        """Log density alone."""
+        inner, inside = self._inner_of(at)
+        return torch.where(inside, self.base.log_density(inner) - self._log_scale(), -math.inf)
+
+    def noise(self, at: Position) -> tuple[Tensor, Tensor]:
+        """Noise of the base."""
+        inner, inside = self._inner_of(at)
+        noise, log_prob = self.base.noise(inner)
+        return self._sign() * noise, torch.where(inside, log_prob - self._log_scale(), -math.inf)
+
+
 def _size(value: Bound) -> Bound:
     return value.abs() if isinstance(value, Tensor) else abs(value)
 
 
 def affine_family(base: ScalarFamily, chain: Sequence[Transform], batch_shape: Size) -> ScalarFamily | None:
-    """The affine family of a chain of affine transforms; None if it holds others or its support isn't known."""
+    """The affine family of a chain of affine transforms; None if it holds others or has no known support."""
     parts = [part for part in chain if isinstance(part, AffineTransform)]
     if not parts or base.discrete or len(parts) < len(chain):
         return None
@@ -211,10 +261,12 @@ def affine_family(base: ScalarFamily, chain: Sequence[Transform], batch_shape: S
         loc, scale = part.loc + part.scale * loc, part.scale * scale
     increasing: bool | None = None
     if not isinstance(scale, Tensor):
-        increasing = scale > 0
+        increasing = False
+        if scale > 0:  # a branch, for a compiler may take the number as a symbol
+            increasing = True
     elif eager():
         positive = scale > 0
         increasing = True if bool(positive.all()) else (None if bool(positive.any()) else False)
-    if increasing is None and isinstance(base.support_map, (LowerBounded, UpperBounded)):
-        return None
-    return AffineFamily(base, loc, scale, increasing=increasing, batch_shape=batch_shape)
+    turned = increasing is None and isinstance(base.support_map, (LowerBounded, UpperBounded))
+    family = TurnedFamily if turned else AffineFamily
+    return family(base, loc, scale, increasing=increasing, batch_shape=batch_shape)

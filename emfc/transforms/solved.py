@@ -16,11 +16,12 @@ from emfc.special.precision import eager
 from emfc.special.roots import Bracket, Function, attach_root, increasing_inverse
 from emfc.transforms.components import map_parameters, parameters_of
 from emfc.transforms.family import ScalarFamily
-from emfc.transforms.supports import Interval, LowerBounded, Position, SupportMap, UpperBounded
+from emfc.transforms.supports import Interval, LowerBounded, Position, RealLine, SupportMap, UpperBounded
 
 __all__ = ["SolvedFamily", "coordinate_limits", "is_recorded", "tolerance"]
 
 _BLOCK = 2**14
+_STRAIGHT = 1e-3  # noise over which one Newton step is as good as two
 
 
 def coordinate_limits(support: SupportMap, dtype: torch.dtype) -> tuple[float, float]:
@@ -103,7 +104,7 @@ class SolvedFamily(ScalarFamily):
         with torch.no_grad():
             noise = noise.detach()
             coordinate, log_prob = self._solve(noise)
-            return coordinate, log_prob, self._last_step(coordinate, noise)
+            return coordinate, *self._last_step(coordinate, noise, log_prob)
 
     def tolerance(self, noise: Tensor) -> Tensor:
         """An error in noise that is a few roundings of what it is computed from."""
@@ -151,30 +152,60 @@ class SolvedFamily(ScalarFamily):
         )
         return root.at, self.log_density(support.position(root.at)[0])
 
-    def _last_step(self, coordinate: Tensor, noise: Tensor) -> Tensor:
-        """A Newton step of the value, which near 0 is finer than its distance from an end far from 0."""
+    def _coarse(self, coordinate: Tensor, noise: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """Where rounding of the coordinate shows in value and noise, and a bound of what it does to the value."""
+        position, stretch = self.support_map.position(coordinate)
+        error = 4 * torch.finfo(noise.dtype).eps * coordinate.abs().clamp(min=1) * stretch.exp()
+        in_noise = error * torch.exp(log_prob - log_normal_density(noise))
+        spread = 16 * tolerance(noise)
+        return (in_noise > spread) & (error > torch.finfo(noise.dtype).eps * position.value.abs()), error
+
+    def _last_step(self, coordinate: Tensor, noise: Tensor, log_prob: Tensor) -> tuple[Tensor, Tensor]:
+        """Log density, and Newton steps of the value where it is finer than the coordinate.
+
+        That is near 0 beside an end far from 0, and where the spread is small beside the distance from the end.
+        """
         support = self.support_map
-        value = support.nearest(support.position(coordinate)[0].value, smallest=True)
-        known = [end for end in (support.low, support.high) if end is not None]
-        if not known:
-            return torch.zeros_like(value)
-        ends = [torch.as_tensor(end, dtype=value.dtype, device=value.device) for end in known]
-        sizes = [torch.where(torch.isfinite(end), end, 0).abs() for end in ends]
-        size = torch.stack(torch.broadcast_tensors(*sizes)).amax(0)
-        fine = value.abs() < 0.25 * size
+        first = value = support.nearest(support.position(coordinate)[0].value, smallest=True)
+        if isinstance(support, RealLine):
+            return log_prob, torch.zeros_like(value)
+        size = torch.zeros_like(value)
+        for end in (support.low, support.high):
+            if end is not None:
+                bound = torch.as_tensor(end, dtype=value.dtype, device=value.device)
+                size = torch.maximum(size, torch.where(torch.isfinite(bound), bound, 0).abs())
+        coarse, error = self._coarse(coordinate, noise, log_prob)
+        near_zero = value.abs() < 0.25 * size
+        fine = coarse | near_zero
         if eager() and not bool(fine.any()):
-            return torch.zeros_like(value)
-        found, log_prob = self.noise(support.place(value))
-        miss = noise - found
-        step = miss * torch.exp(log_normal_density(found) - log_prob)
-        limit = 4 * torch.finfo(value.dtype).eps * size
-        step = torch.minimum(torch.maximum(step, -limit), limit)
-        moved = support.nearest(value + torch.nan_to_num(step, 0.0), smallest=True)
-        return torch.where(fine & (miss.abs() < 0.1), moved - value, 0)
+            return log_prob, torch.zeros_like(value)
+        limit = torch.maximum(
+            torch.where(near_zero, 4 * torch.finfo(value.dtype).eps * size, 0), torch.where(coarse, error, 0)
+        )
+        for _ in range(2):
+            found, density = self.noise(support.place(value))
+            miss = noise - found
+            step = miss * torch.exp(log_normal_density(found) - density)
+            step = torch.minimum(torch.maximum(step, -limit), limit)
+            moved = support.nearest(value + torch.nan_to_num(step, 0.0), smallest=True)
+            value = torch.where(fine & (miss.abs() < torch.where(coarse, 4, 0.1)), moved, value)
+            if eager() and not bool((coarse & (miss.abs() > _STRAIGHT)).any()):
+                break
+        if not eager() or bool(coarse.any()):
+            log_prob = torch.where(coarse, self.log_density(support.place(value)), log_prob)
+        return log_prob, value - first
 
     def _place(self, coordinate: Tensor, step: Tensor) -> Position:
-        position = self.support_map.position(coordinate)[0]
-        return position._replace(value=self.support_map.nearest(position.value, smallest=True) + step)
+        """Position of a coordinate after a last step of its value; a value that moved tells its distances."""
+        support = self.support_map
+        position = support.position(coordinate)[0]
+        value = support.nearest(position.value, smallest=True) + step
+        known = support.place(value.detach())
+        below, above = (
+            part if part is None or exact is None else part + (exact.detach() - part.detach()).where(step != 0, 0)
+            for part, exact in zip(position[1:], known[1:], strict=True)
+        )
+        return Position(value, below, above)
 
     def _attach(self, coordinate: Tensor, noise: Tensor) -> Tensor:
         """The coordinate with first derivatives by the implicit function theorem."""

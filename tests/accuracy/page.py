@@ -39,6 +39,10 @@ exact derivative of the noise along one unit of the parameter (of its logarithm,
 to {floor:g} where that is smaller; places where the value is rounded more coarsely than the round trip asks for are
 left out. 10⁻⁶ is permitted; 10⁻⁴ for the shape parameters of Gamma, Beta and StudentT and their kin.
 
+A number next to an end of the support stands for every value that would round onto it: the smallest positive number is
+what a Gamma of small concentration gives for all values below it. No round trip can exist there and none is counted;
+from the next number on the values are counted, subnormal ones by their own spacing.
+
 Ranges end where values would leave the range of floating point, or where a location is rounded more coarsely than the
 scale. Matrices are rounded as a whole, which limits the noise of some. Delta passes its value and has no noise.
 

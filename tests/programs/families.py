@@ -135,6 +135,18 @@ def truncated():
         pyro.sample("below", Truncated(dist.Laplace(a, 1.0), high=torch.tensor([1.0, 4.0])))
 
 
+def truncated_shapes():
+    z = pyro.sample("z", dist.Gamma(3.0, 1.0))
+    share = pyro.param("share", torch.tensor(2.0), constraint=constraints.positive)
+    pyro.sample("half", Truncated(dist.StudentT(1.0 + z, 0.0, 1.0), low=0.0))
+    pyro.sample("above", Truncated(dist.Gamma(2.0, 1.0), low=z))
+    pyro.sample("flat", Truncated(dist.Uniform(0.0, 0.5 + z), high=0.4))
+    pyro.sample("learned", Truncated(dist.Beta(share, 1.0), high=0.5))
+    pyro.sample("folded", Truncated(dist.FoldedDistribution(dist.Normal(z, 1.0)), low=0.2, high=1.0 + z))
+    cut = Truncated(dist.StudentT(1.0 + z, torch.tensor([0.0, 2.0]), 1.0), low=-1.0)
+    pyro.sample("mixed", dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.4, 0.6])), cut))
+
+
 def random_walks():
     step = pyro.sample("step", dist.LogNormal(-1.0, 0.3))
     path = pyro.sample("path", GaussianRandomWalk(step, 5))
@@ -289,6 +301,11 @@ PROGRAMS: dict[str, Case] = {
     ),
     "folded": Case(model=folded, parents={"a": set(), "b": {"a"}, "c": {"a", "b"}}),
     "truncated": Case(model=truncated, parents={"a": set(), "above": {"a"}, "between": {"a", "above"}, "below": {"a"}}),
+    "truncated_shapes": Case(
+        model=truncated_shapes,
+        parents={"z": set(), "learned": set(), **_of({"z"}, "half", "above", "flat", "folded", "mixed")},
+        notes="bases with special functions, which belong to the layer and not to the program",
+    ),
     "random_walks": Case(model=random_walks, parents={"step": set(), "path": {"step"}, "paths": {"path"}}),
     "counts": Case(
         model=counts,
