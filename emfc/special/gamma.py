@@ -156,14 +156,16 @@ def gamma_noise_and_density(concentration: Tensor, x: Tensor) -> tuple[Tensor, T
     return noise, density
 
 
-@elementwise("gamma_leading_tail", inputs=2)
+@elementwise("gamma_leading", inputs=2, outputs=2)
 def _leading(a: Tensor, log_x: Tensor) -> tuple[Tensor, ...]:
-    return (a * log_x - log_gamma_one_plus(a),)
+    scale = log_gamma_one_plus(a)
+    return a * log_x - scale, (a - 1) * log_x + torch.log(a) - scale
 
 
 def _leading_partials(inputs: Sequence[Tensor], outputs: Sequence[Tensor], wanted: Sequence[bool]) -> _Partials:
     a, log_x = inputs
-    return ((log_x - torch.digamma(1 + a) if wanted[0] else None, a),)
+    by_a = log_x - torch.digamma(1 + a) if wanted[0] else None
+    return (by_a, a), (None if by_a is None else by_a + 1 / a, a - 1)
 
 
 _leading_differentiable = differentiable(_leading, _leading_partials)
@@ -178,9 +180,8 @@ def log_gamma_leading(concentration: Tensor, log_x: Tensor) -> tuple[Tensor, Ten
 
     Source: the first term of DLMF 8.7.1.
     """
-    a, log_x = together(concentration, log_x)
-    log_p = _leading_differentiable(a, log_x)[0]
-    return log_p, log_p + a.log() - log_x
+    log_p, density = _leading_differentiable(*together(concentration, log_x))
+    return log_p, density
 
 
 def log_gamma_tails(concentration: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

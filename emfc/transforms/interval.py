@@ -133,7 +133,8 @@ def _integral(family: ScalarFamily, low: Position, high: Position, width: Tensor
         None if low.below is None else low.below + width * place,
         None if high.above is None else high.above + width * (1 - place),
     )
-    return width.log() + torch.logsumexp(weight.log() + family.log_density(at), 0)
+    tiny = torch.finfo(width.dtype).tiny  # at an end itself there is no width
+    return width.clamp(min=tiny).log() + torch.logsumexp(weight.log() + family.log_density(at), 0)
 
 
 @log_mass.register

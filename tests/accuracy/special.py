@@ -180,6 +180,12 @@ SPECIAL: dict[str, Special] = {
         "(a − 1) log x − x − log Γ(a)",
         prepare=_gamma_place,
     ),
+    "log_gamma_leading": Special(
+        gamma.log_gamma_leading,
+        {"a": Log(1e-3, 1e3), "log x": Linear(-1000, -80)},
+        lambda a, log_x: [a * log_x - mp.loggamma(1 + a), (a - 1) * log_x - mp.loggamma(a)],
+        "a log x − log Γ(1 + a), and log density",
+    ),
     "log_beta_tails": Special(
         beta.log_beta_tails,
         {"a": Log(1e-2, 1e5), "b": Log(1e-2, 1e5)} | _FAR,
