@@ -199,7 +199,7 @@ class SolvedFamily(ScalarFamily):
         """Position of a coordinate after a last step of its value; a value that moved tells its distances."""
         support = self.support_map
         position = support.position(coordinate)[0]
-        value = support.nearest(position.value, smallest=True) + step
+        value = support.nearest(support.nearest(position.value, smallest=True) + step, smallest=True)
         known = support.place(value.detach())
         below, above = (
             part if part is None or exact is None else part + (exact.detach() - part.detach()).where(step != 0, 0)
