@@ -307,8 +307,8 @@ def exact_tails(log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(lower, small, other), torch.where(lower, other, small)
 
 
-def log_sum_exp(terms: Tensor) -> Tensor:
-    """`logsumexp` over the last dimension whose gradient is zero, not NaN, where every term is -inf."""
+def log_sum_exp(terms: Tensor, dim: int = -1) -> Tensor:
+    """`logsumexp` whose gradient is zero, not NaN, where every term is -inf."""
     floor = torch.finfo(terms.dtype).min / 4
-    total = torch.logsumexp(terms.clamp(min=floor), -1)
+    total = torch.logsumexp(terms.clamp(min=floor), dim)
     return torch.where(total > 0.5 * floor, total, -math.inf)

@@ -19,7 +19,6 @@ from emfc.transforms.supports import Bound, Interval, LowerBounded, Position, Re
 __all__ = [
     "evaluate_components",
     "locate_in_union",
-    "log_mix",
     "map_parameters",
     "parameters_of",
     "tensors_of",
@@ -147,13 +146,6 @@ def _distance(
         return direct
     same = torch.as_tensor(end == _beside_components(outer, dim), device=value.device)
     return torch.where(same, known.detach() + (direct - direct.detach()), direct)
-
-
-def log_mix(terms: Tensor, dim: int) -> Tensor:
-    """Log of a sum of exponentials whose gradient is zero, not NaN, where every term is -inf."""
-    floor = torch.finfo(terms.dtype).min / 4
-    total = torch.logsumexp(terms.clamp(min=floor), dim)
-    return torch.where(total > 0.5 * floor, total, -torch.inf)
 
 
 def evaluate_components(component: ScalarFamily, at: Position, union: SupportMap, dim: int) -> Evaluation:

@@ -19,8 +19,8 @@ from emfc.special.gamma import (
 from emfc.special.gamma_quantile import gamma_quantile_and_log
 from emfc.special.normal import log1mexp, noise_from_tails, tails_from_noise
 from emfc.special.precision import eager, wide
-from emfc.transforms.family import CDFTransform, Evaluation, ScalarFamily
-from emfc.transforms.registry import family_of, from_normal
+from emfc.transforms.family import Evaluation, ScalarFamily
+from emfc.transforms.registry import family_of
 from emfc.transforms.supports import Position
 
 __all__ = ["Gamma", "InverseGamma"]
@@ -172,12 +172,3 @@ class InverseGamma(ScalarFamily):
     def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Rate over the gamma quantile."""
         return self._reciprocal(*gamma_quantile_and_log(self.concentration, log_q, log_p))
-
-
-def _transform(dist: td.Distribution) -> CDFTransform:
-    return CDFTransform(InverseGamma(dist))  # type: ignore[arg-type]
-
-
-# Both are transformed distributions, whose general way is not theirs.
-from_normal.register(td.InverseGamma, _transform)
-from_normal.register(PyroInverseGamma, _transform)

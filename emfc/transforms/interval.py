@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
-from emfc.special.normal import log1mexp
+from emfc.special.normal import log1mexp, log_sum_exp
 from emfc.special.precision import eager
-from emfc.transforms.components import log_mix, map_parameters, parameters_of
+from emfc.transforms.components import map_parameters, parameters_of
 from emfc.transforms.curves import PowerPart, ReversedPart, SoftplusPart
 from emfc.transforms.family import Evaluation, ScalarFamily
 from emfc.transforms.mixture import ContinuousMixture
@@ -151,7 +151,7 @@ def _laplace(family: Laplace, low: Position, high: Position, width: Tensor, know
         some = length > 0
         part = nearest + log1mexp(-torch.where(some, length, 1).clamp(min=tiny))
         parts.append(torch.where(some, part, -torch.inf))
-    return log_mix(torch.stack(torch.broadcast_tensors(*parts)), 0) - torch.log(torch.full_like(width, 2))
+    return log_sum_exp(torch.stack(torch.broadcast_tensors(*parts)), 0) - torch.log(torch.full_like(width, 2))
 
 
 @log_mass.register
@@ -160,4 +160,4 @@ def _mixture(family: ContinuousMixture, low: Position, high: Position, width: Te
     if not family.same_support:
         return log_mass.dispatch(ScalarFamily)(family, low, high, width)
     parts = log_mass(family.component, low.unsqueeze(), high.unsqueeze(), width.unsqueeze(-1))
-    return log_mix(family.log_weights + parts, -1)
+    return log_sum_exp(family.log_weights + parts, -1)

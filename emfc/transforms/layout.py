@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Size, Tensor, broadcast_shapes
 
-from emfc.transforms.components import evaluate_components, log_mix, map_parameters, union_of_supports
+from emfc.special.normal import log_sum_exp
+from emfc.transforms.components import evaluate_components, map_parameters, union_of_supports
 from emfc.transforms.family import Evaluation, ScalarFamily
 from emfc.transforms.supports import Position, SupportMap
 
@@ -49,7 +50,7 @@ class FlatMixture:
 
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails of the mixture."""
-        parts = (log_mix(self.log_weights + part, 0) for part in self.components(at))
+        parts = (log_sum_exp(self.log_weights + part, 0) for part in self.components(at))
         return Evaluation(*parts)
 
 

@@ -10,9 +10,10 @@ from torch import distributions as td
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
+from emfc.special.normal import log_sum_exp
 from emfc.special.precision import eager, wide
 from emfc.transforms.base import NormalTransform
-from emfc.transforms.components import evaluate_components, locate_in_union, log_mix, parameters_of
+from emfc.transforms.components import evaluate_components, locate_in_union, parameters_of
 from emfc.transforms.discrete import MixedTableFamily, TableFamily
 from emfc.transforms.family import CDFTransform, Evaluation, ScalarFamily
 from emfc.transforms.layout import FlatMixture, Layout
@@ -50,7 +51,7 @@ class ContinuousMixture(SolvedFamily):
             if known is not None and size > (_RECORDED if self.recorded(at.value) else _WHOLE):
                 return self._evaluate_in_blocks(at, shape, known)
         parts = evaluate_components(self.component, at.unsqueeze(), self.support_map, -1)
-        return Evaluation(*(log_mix(self.log_weights + part, -1) for part in parts))
+        return Evaluation(*(log_sum_exp(self.log_weights + part, -1) for part in parts))
 
     def _evaluate_in_blocks(self, at: Position, shape: Size, known: list[Tensor]) -> Evaluation:
         """The same, with the memory of a block; where derivatives are recorded, blocks are computed anew for them."""
@@ -73,7 +74,7 @@ class ContinuousMixture(SolvedFamily):
         """Log density."""
         if not self.same_support or self._shape(at.value.shape).numel() * self._count() > _WHOLE:
             return self.evaluate(at).log_prob
-        return log_mix(self.log_weights + self.component.log_density(at.unsqueeze()), -1)
+        return log_sum_exp(self.log_weights + self.component.log_density(at.unsqueeze()), -1)
 
     def _solve(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """In blocks, but for function transforms and for components that can't be taken apart."""
