@@ -49,7 +49,7 @@ format: $(INSTALLED)  ## let ruff mend what it can
 bench: $(INSTALLED)  ## timed work, one after the other
 	$(PYTEST) tests -m benchmark -s
 
-accuracy: $(INSTALLED)  ## every family against mpmath, into docs/accuracy.md (about a quarter of an hour)
+accuracy: $(INSTALLED)  ## every family against mpmath, into docs/accuracy.md (about an hour)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.accuracy
 
 pictures: $(INSTALLED)  ## the pictures of the pages

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import ClassVar
 
@@ -16,6 +15,7 @@ from torch.distributions import constraints
 import emfc
 from emfc.testing import LAWS, TransformError, TransformReport, check_transform
 from emfc.transforms import CDFTransform, Evaluation, NormalTransform, ScalarFamily, UnsupportedFamilyError, from_normal
+from emfc.transforms.dispatch import class_dispatch
 from tests.transforms.cases import CASES
 
 
@@ -71,7 +71,7 @@ def check(monkeypatch):
     """`check_transform` with a family for Gompertz that the registries of other tests do not see."""
 
     def run(family, build=Gompertz, **options) -> TransformReport:
-        private = functools.singledispatch(from_normal)
+        private = class_dispatch(from_normal)
         make = family if not issubclass(family, ScalarFamily) else lambda dist: CDFTransform(family(dist))
         private.register(Gompertz, make)
         monkeypatch.setattr("emfc.testing.subject.from_normal", private)

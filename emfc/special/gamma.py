@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from emfc.special.elementwise import differentiable, elementwise
+from emfc.special.elementwise import by_region, differentiable, elementwise
 from emfc.special.gamma_regions import log_density, noise_and_density, tails_and_density
 from emfc.special.gamma_shape import shape_curvatures, shape_slopes
-from emfc.special.normal import log_normal_density, tails_from_noise
+from emfc.special.normal import log_normal_density, ndtri_exp, tails_from_noise
 from emfc.special.precision import together
 from emfc.special.stirling import digamma_less_log, log_gamma_one_plus
 
@@ -156,32 +156,48 @@ def gamma_noise_and_density(concentration: Tensor, x: Tensor) -> tuple[Tensor, T
     return noise, density
 
 
-@elementwise("gamma_leading", inputs=2, outputs=2)
-def _leading(a: Tensor, log_x: Tensor) -> tuple[Tensor, ...]:
+def _first_term(a: Tensor, log_x: Tensor) -> tuple[Tensor, ...]:
     scale = log_gamma_one_plus(a)
-    return a * log_x - scale, (a - 1) * log_x + torch.log(a) - scale
+    log_p = a * log_x - scale
+    return log_p, (a - 1) * log_x + torch.log(a) - scale, ndtri_exp(log_p)
+
+
+def _nothing(a: Tensor, log_x: Tensor) -> tuple[Tensor, ...]:
+    return torch.zeros_like(a), torch.zeros_like(a), torch.zeros_like(a)
+
+
+@elementwise("gamma_leading", inputs=2, outputs=3, block=_BLOCK)
+def _leading(a: Tensor, log_x: Tensor) -> tuple[Tensor, ...]:
+    small = log_x < math.log(torch.finfo(a.dtype).eps)
+    return by_region([(small, _first_term), (~small, _nothing)], (a, log_x), 3)
 
 
 def _leading_partials(inputs: Sequence[Tensor], outputs: Sequence[Tensor], wanted: Sequence[bool]) -> _Partials:
-    a, log_x = inputs
+    (a, log_x), (log_p, _, noise) = inputs, outputs
     by_a = log_x - torch.digamma(1 + a) if wanted[0] else None
-    return (by_a, a), (None if by_a is None else by_a + 1 / a, a - 1)
+    mills = bounded_exp(log_p - log_normal_density(noise))
+    return (
+        (by_a, a),
+        (None if by_a is None else by_a + 1 / a, a - 1),
+        (None if by_a is None else mills * by_a, mills * a),
+    )
 
 
 _leading_differentiable = differentiable(_leading, _leading_partials)
 
 
-def log_gamma_leading(concentration: Tensor, log_x: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Log lower tail and log density for x so small that 1 - x is 1: :math:`a \log x - \log \Gamma(1 + a)`.
+def log_gamma_leading(concentration: Tensor, log_x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Log lower tail, log density and noise for x so small that 1 - x is 1: :math:`a \log x - \log \Gamma(1 + a)`.
 
     Args:
         concentration: Positive numbers a.
-        log_x: Logs of positive numbers, which themselves may be too small for a number.
+        log_x: Logs of positive numbers, which themselves may be too small for a number. Where one is not so small,
+            the results are 0, and cost nothing.
 
     Source: the first term of DLMF 8.7.1.
     """
-    log_p, density = _leading_differentiable(*together(concentration, log_x))
-    return log_p, density
+    log_p, density, noise = _leading_differentiable(*together(concentration, log_x))
+    return log_p, density, noise
 
 
 def log_gamma_tails(concentration: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:

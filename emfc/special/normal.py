@@ -26,6 +26,7 @@ __all__ = [
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _LOG_HALF = -math.log(2)
+_LOG_MOST = math.log(0.7)  # of a probability that is still exact enough near 1/2, where its complement would be too
 _SQRT_HALF = math.sqrt(0.5)
 
 # Beyond these distances the complementary error function is, or is nearly, subnormal.
@@ -159,7 +160,7 @@ def _far_tail(log_p: Tensor) -> Tensor:
 
 
 def _small_quantile(log_p: Tensor) -> Tensor:
-    """Quantile of log probabilities that are at most one half; nothing else may hold the argument."""
+    """Quantile of log probabilities that are at most 0.7; nothing else may hold the argument."""
     info = torch.finfo(log_p.dtype)
     tiny = math.log(info.tiny) + 1
     if log_p.numel() and not float(log_p.amin()) < tiny:
@@ -170,10 +171,10 @@ def _small_quantile(log_p: Tensor) -> Tensor:
 
 @elementwise("ndtri_exp", inputs=1)
 def _ndtri_exp(log_p: Tensor) -> tuple[Tensor, ...]:
-    upper = log_p > _LOG_HALF
-    small = _small_quantile(log_p.clamp(max=_LOG_HALF))
+    upper = log_p > _LOG_MOST
+    small = _small_quantile(log_p.clamp(max=_LOG_MOST))
     if bool(upper.any()):
-        large = -torch.special.ndtri(-torch.expm1(log_p.clamp(min=_LOG_HALF)))
+        large = -torch.special.ndtri(-torch.expm1(log_p.clamp(min=_LOG_MOST)))
         return (torch.where(upper, large, small),)
     return (small,)
 

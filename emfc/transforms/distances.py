@@ -1,4 +1,4 @@
-"""Distances from the ends of a support, with derivatives that stay numbers."""
+"""Distances from the ends of a support, with derivatives that stay numbers, and the numbers next to an end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["bounded_exp", "steady"]
+__all__ = ["bounded_exp", "next_number", "steady"]
 
 
 def _least(dtype: torch.dtype) -> float:
@@ -31,3 +31,13 @@ def bounded_exp(coordinate: Tensor) -> Tensor:
     """Exponential that neither overflows nor vanishes."""
     info = torch.finfo(coordinate.dtype)
     return torch.exp(coordinate.clamp(math.log(info.tiny) - 15, math.log(info.max) * (1 - 2 * info.eps)))
+
+
+def next_number(end: Tensor, upward: bool) -> Tensor:
+    """The number next to an end, by its bits where a compiler would call a function for every value."""
+    if not torch.compiler.is_compiling():
+        return torch.nextafter(end, torch.full_like(end, math.inf if upward else -math.inf))
+    integer = torch.int32 if end.dtype == torch.float32 else torch.int64
+    step = torch.where((end > 0) == upward, 1, -1).to(integer)
+    smallest = math.copysign(torch.finfo(end.dtype).smallest_normal * torch.finfo(end.dtype).eps, 1 if upward else -1)
+    return torch.where(end == 0, smallest, (end.view(integer) + step).view(end.dtype))

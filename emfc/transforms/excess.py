@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import singledispatch
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from emfc.special.normal import log1mexp
 from emfc.special.precision import eager
+from emfc.transforms.dispatch import class_dispatch
 from emfc.transforms.family import ScalarFamily
 from emfc.transforms.interval import NODES
 from emfc.transforms.moved import AffineFamily
@@ -31,7 +31,7 @@ class Excess(NamedTuple):
     log_hazard: Tensor
 
 
-@singledispatch
+@class_dispatch
 def excess(family: ScalarFamily, end: Position, distance: Tensor, upward: bool) -> Excess:
     """How density and tail fall from an end outwards.
 
@@ -113,36 +113,36 @@ def _scaled(result: Excess, scale: Tensor) -> Excess:
     return result._replace(log_hazard=result.log_hazard - scale.log())
 
 
-@excess.register
+@excess.register_annotated
 def _normal_excess(family: Normal, end: Position, distance: Tensor, upward: bool) -> Excess:
     z = (end.value - family.loc if upward else family.loc - end.value) / family.scale
     return _scaled(_normal(z, distance / family.scale), family.scale)
 
 
-@excess.register
+@excess.register_annotated
 def _half_normal_excess(family: HalfNormal, end: Position, distance: Tensor, upward: bool) -> Excess:
     return _scaled(_normal(end.value / family.scale, distance / family.scale), family.scale)
 
 
-@excess.register
+@excess.register_annotated
 def _laplace_excess(family: Laplace, end: Position, distance: Tensor, upward: bool) -> Excess:
     z = (end.value - family.loc if upward else family.loc - end.value) / family.scale
     return _scaled(_exponential(z, distance / family.scale), family.scale)
 
 
-@excess.register
+@excess.register_annotated
 def _logistic_excess(family: Logistic, end: Position, distance: Tensor, upward: bool) -> Excess:
     z = (end.value - family.loc if upward else family.loc - end.value) / family.scale
     return _scaled(_logistic(z, distance / family.scale), family.scale)
 
 
-@excess.register
+@excess.register_annotated
 def _exponential_excess(family: Exponential, end: Position, distance: Tensor, upward: bool) -> Excess:
     result = _exponential(family.rate * end.value, family.rate * distance)
     return result._replace(log_hazard=result.log_hazard + family.rate.log())
 
 
-@excess.register
+@excess.register_annotated
 def _affine_excess(family: AffineFamily, end: Position, distance: Tensor, upward: bool) -> Excess:
     scale = torch.as_tensor(family.scale, dtype=distance.dtype, device=distance.device).abs()
     inner = family._inner(end)

@@ -215,9 +215,10 @@ class CDFTransform(NormalTransform):
         """Noise and log-Jacobian of a value."""
         y = wide(y)
         support = self.family.support_map
-        noise, log_prob = self.family.noise(support.place(support.nearest(y)))
+        inside = support.surely_contains(y)
+        noise, log_prob = self.family.noise(support.place(y if inside else support.nearest(y)))
         ladj = _inverse_ladj(noise, log_prob)
-        return noise, torch.where(support.contains(y), ladj, -torch.inf)
+        return noise, ladj if inside else torch.where(support.contains(y), ladj, -torch.inf)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log-Jacobian at noise and its draw."""

@@ -17,7 +17,7 @@ from emfc.special.gamma import (
     log_gamma_tails_and_density,
 )
 from emfc.special.gamma_quantile import gamma_quantile_and_log
-from emfc.special.normal import log1mexp, noise_from_tails, tails_from_noise
+from emfc.special.normal import log1mexp, tails_from_noise
 from emfc.special.precision import eager, wide
 from emfc.transforms.family import Evaluation, ScalarFamily
 from emfc.transforms.registry import family_of
@@ -54,8 +54,8 @@ class Gamma(ScalarFamily):
         z = value * self.rate
         return _positive(z), value, _underflow(z)
 
-    def _leading(self, value: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:
-        """Log lower tail and log density with rate 1, where the product of value and rate underflows."""
+    def _leading(self, value: Tensor, small: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log lower tail, log density and noise with rate 1, where the product of value and rate underflows."""
         least = 4 * torch.finfo(value.dtype).tiny  # below which the derivative of a log may overflow
         log_value = value.clamp(min=least).log()
         log_value = log_value + (value.detach().log() - log_value.detach())
@@ -66,7 +66,7 @@ class Gamma(ScalarFamily):
         z, value, small = self._standard(at)
         log_p, log_q, log_prob = log_gamma_tails_and_density(self.concentration, z)
         if small is not None:
-            log_tail, leading = self._leading(value, small)
+            log_tail, leading, _ = self._leading(value, small)
             log_p, log_prob = torch.where(small, log_tail, log_p), torch.where(small, leading, log_prob)
             log_q = torch.where(small, log1mexp(torch.where(small, log_tail, -1)), log_q)
         return Evaluation(log_prob + self.rate.log(), log_p, log_q)
@@ -84,10 +84,8 @@ class Gamma(ScalarFamily):
         z, value, small = self._standard(at)
         noise, log_prob = gamma_noise_and_density(self.concentration, z)
         if small is not None:
-            log_tail, leading = self._leading(value, small)
-            log_tail = torch.where(small, log_tail, -1)
-            noise = torch.where(small, noise_from_tails(log_tail, log1mexp(log_tail)), noise)
-            log_prob = torch.where(small, leading, log_prob)
+            _, leading, far = self._leading(value, small)
+            noise, log_prob = torch.where(small, far, noise), torch.where(small, leading, log_prob)
         return noise, log_prob + self.rate.log()
 
     def _over_rate(self, z: Tensor, log_z: Tensor, small: Tensor | None) -> Tensor:

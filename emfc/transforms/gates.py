@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import singledispatch
 
 import torch
 from torch import Tensor, broadcast_shapes
@@ -13,6 +12,7 @@ from emfc.special.precision import eager, wide
 from emfc.special.roots import Bracket, attach_root, increasing_inverse
 from emfc.transforms.affine import MultivariateNormalTransform, NormalAffine, SupportedNormal
 from emfc.transforms.base import BroadcastNormal, IndependentNormal, NormalTransform
+from emfc.transforms.dispatch import class_dispatch
 from emfc.transforms.family import CDFTransform
 from emfc.transforms.registry import UnsupportedFamilyError
 from emfc.transforms.supports import RealLine
@@ -58,7 +58,7 @@ def gated(transform: NormalTransform, gate: Tensor) -> NormalTransform:
     return SupportedNormal(core, transform.codomain, discrete=transform.discrete)
 
 
-@singledispatch
+@class_dispatch
 def gate_on_reals(transform: NormalTransform, gate: Tensor) -> NormalTransform:
     """Mix a real transform with the identity."""
     if transform.domain.event_dim > 0:
@@ -69,12 +69,12 @@ def gate_on_reals(transform: NormalTransform, gate: Tensor) -> NormalTransform:
     return GatedReal(transform, gate)
 
 
-@gate_on_reals.register
+@gate_on_reals.register_annotated
 def _affine(transform: NormalAffine, gate: Tensor) -> NormalTransform:
     return NormalAffine(gate * transform.loc, 1 + gate * (transform.scale - 1))
 
 
-@gate_on_reals.register
+@gate_on_reals.register_annotated
 def _multivariate(transform: MultivariateNormalTransform, gate: Tensor) -> NormalTransform:
     size = transform.loc.shape[-1]
     gate = gate.expand(broadcast_shapes(gate.shape, (size,)))
@@ -82,17 +82,17 @@ def _multivariate(transform: MultivariateNormalTransform, gate: Tensor) -> Norma
     return MultivariateNormalTransform(gate * transform.loc, scale_tril)
 
 
-@gate_on_reals.register
+@gate_on_reals.register_annotated
 def _independent(transform: IndependentNormal, gate: Tensor) -> NormalTransform:
     return IndependentNormal(gate_on_reals(transform.base, gate), transform.dims)
 
 
-@gate_on_reals.register
+@gate_on_reals.register_annotated
 def _broadcast(transform: BroadcastNormal, gate: Tensor) -> NormalTransform:
     return BroadcastNormal(gate_on_reals(transform.base, gate), transform.batch_shape, transform.event_shape)
 
 
-@gate_on_reals.register
+@gate_on_reals.register_annotated
 def _triangular(transform: TriangularTransform, gate: Tensor) -> NormalTransform:
     return GatedTriangular(transform, gate)
 

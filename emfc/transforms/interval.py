@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import singledispatch
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from emfc.special.normal import log1mexp, log_sum_exp
 from emfc.special.precision import eager
 from emfc.transforms.components import map_parameters, parameters_of
 from emfc.transforms.curves import PowerPart, ReversedPart, SoftplusPart
+from emfc.transforms.dispatch import class_dispatch
 from emfc.transforms.family import Evaluation, ScalarFamily
 from emfc.transforms.mixture import ContinuousMixture
 from emfc.transforms.moved import TransformedFamily
@@ -67,7 +67,7 @@ def check_mass(family: ScalarFamily, name: str) -> None:
             check_mass(inner, name)
 
 
-@singledispatch
+@class_dispatch
 def log_mass(
     family: ScalarFamily,
     low: Position,
@@ -137,7 +137,7 @@ def _integral(family: ScalarFamily, low: Position, high: Position, width: Tensor
     return width.clamp(min=tiny).log() + torch.logsumexp(weight.log() + family.log_density(at), 0)
 
 
-@log_mass.register
+@log_mass.register_annotated
 def _laplace(family: Laplace, low: Position, high: Position, width: Tensor, known: Any = None) -> Tensor:
     """In closed form, on both sides of the kink."""
     below, above = (low.value - family.loc) / family.scale, (high.value - family.loc) / family.scale
@@ -154,7 +154,7 @@ def _laplace(family: Laplace, low: Position, high: Position, width: Tensor, know
     return log_sum_exp(torch.stack(torch.broadcast_tensors(*parts)), 0) - torch.log(torch.full_like(width, 2))
 
 
-@log_mass.register
+@log_mass.register_annotated
 def _mixture(family: ContinuousMixture, low: Position, high: Position, width: Tensor, known: Any = None) -> Tensor:
     """That of the components, unless these have different supports."""
     if not family.same_support:

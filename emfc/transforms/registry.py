@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
-from functools import singledispatch
 from typing import TYPE_CHECKING, TypeVar
 
 from torch.distributions import Distribution, constraints
+
+from emfc.transforms.dispatch import class_dispatch
 
 if TYPE_CHECKING:
     from emfc.transforms.base import NormalTransform
@@ -22,7 +23,7 @@ class UnsupportedFamilyError(NotImplementedError):
     """The distribution has no exact transform from normal noise here; the message names the nearest that have."""
 
 
-@singledispatch
+@class_dispatch
 def from_normal(dist: Distribution) -> NormalTransform:
     r"""The transform that carries standard normal noise to draws of `dist`.
 
@@ -48,7 +49,7 @@ def from_normal(dist: Distribution) -> NormalTransform:
     raise UnsupportedFamilyError(_refusal(dist))
 
 
-@singledispatch
+@class_dispatch
 def scalar_family(dist: Distribution) -> ScalarFamily:
     """The univariate family of `dist`: its log density, both log tails and quantile.
 

@@ -15,6 +15,7 @@ from torch import distributions as td
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
+from emfc.special.fused import normal_probability
 from emfc.special.normal import (
     log1mexp,
     log_ndtr,
@@ -315,8 +316,8 @@ class Uniform(ScalarFamily):
         """The distance from the end that is nearer to zero, where values are spaced more finely."""
         width = self.high - self.low
         side = torch.where(self.low.abs() <= self.high.abs(), 1.0, -1.0).to(width.dtype)
-        distance = torch.erfc((-math.sqrt(0.5) * side) * noise)
-        value = torch.addcmul(torch.where(side > 0, self.low, self.high), 0.5 * side * width, distance)
+        share = normal_probability(side * noise)
+        value = torch.addcmul(torch.where(side > 0, self.low, self.high), side * width, share)
         return self.support_map.nearest(value, smallest=True), -width.log()
 
     def noise(self, at: Position) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from functools import singledispatch
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -13,11 +12,11 @@ from torch.autograd import forward_ad
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from emfc.special.elementwise import elementwise
 from emfc.special.precision import eager, wide
 from emfc.special.ratios import log_distance, logistic_pair
 from emfc.transforms.base import IndependentTransform, LadjTransform
-from emfc.transforms.distances import bounded_exp, steady
+from emfc.transforms.dispatch import class_dispatch
+from emfc.transforms.distances import bounded_exp, next_number, steady
 from emfc.transforms.registry import UnsupportedFamilyError
 
 __all__ = [
@@ -64,21 +63,15 @@ def _known(distance: Tensor | None) -> Tensor:
     return cast(Tensor, distance)
 
 
-@elementwise("next_number", inputs=2)
-def _next_number(end: Tensor, direction: Tensor) -> tuple[Tensor, ...]:
-    """One operation by itself, lest a compiler computes it anew for every value."""
-    return (torch.nextafter(end, direction),)
-
-
-def _beside(bound: Bound, like: Tensor, direction: float, smallest: bool) -> Tensor:
+def _beside(bound: Bound, like: Tensor, upward: bool, smallest: bool) -> Tensor:
     """Number next to a bound; next to zero, unless `smallest`, one whose reciprocal is far from overflow."""
     end = _as_tensor(bound, like).detach()
-    beside = _next_number(end, torch.full_like(end, direction))[0]
+    beside = next_number(end, upward)
     if smallest:
         return beside
     info = torch.finfo(like.dtype)
     tiny = info.tiny / info.eps
-    return torch.where(beside.abs() < tiny, math.copysign(tiny, direction), beside)
+    return torch.where(beside.abs() < tiny, tiny if upward else -tiny, beside)
 
 
 def _finite(value: Tensor, limit: float) -> Tensor:
@@ -112,6 +105,17 @@ class SupportMap(LadjTransform):
         inside: Tensor = self.codomain.check(value)
         return inside & (value.abs() <= torch.finfo(value.dtype).max)
 
+    def surely_contains(self, value: Tensor) -> bool:
+        """True where one pass over the values shows that all are finite and strictly inside; False says nothing."""
+        if not eager() or not value.numel():
+            return False
+        least, most = value.detach().aminmax()
+        limit = torch.finfo(value.dtype).max
+        inside = (least >= -limit if self.low is None else least > self.low) & (
+            most <= limit if self.high is None else most < self.high
+        )
+        return bool(inside.all())
+
     def nearest(self, value: Tensor, *, smallest: bool = False) -> Tensor:
         """The value, or a number beside the nearest end where it isn't strictly inside.
 
@@ -125,18 +129,19 @@ class SupportMap(LadjTransform):
             if self.low is None or self.high is None:
                 value = _finite(value, limit)
             if self.low is not None:
-                value = torch.where(value > self.low, value, _beside(self.low, value, math.inf, smallest))
+                value = torch.where(value > self.low, value, _beside(self.low, value, True, smallest))
             if self.high is not None:
-                value = torch.where(value < self.high, value, _beside(self.high, value, -math.inf, smallest))
+                value = torch.where(value < self.high, value, _beside(self.high, value, False, smallest))
             return value
-        value = value.clamp(-limit, limit)
+        if self.low is None or self.high is None:
+            value = value.clamp(-limit, limit)
         if self.low is None and self.high is None:
             return value
         known = inside = value.detach()
         if self.low is not None:
-            inside = torch.maximum(inside, _beside(self.low, value, math.inf, smallest))
+            inside = torch.maximum(inside, _beside(self.low, value, True, smallest))
         if self.high is not None:
-            inside = torch.minimum(inside, _beside(self.high, value, -math.inf, smallest))
+            inside = torch.minimum(inside, _beside(self.high, value, False, smallest))
         if eager() and not value.requires_grad and forward_ad._current_level < 0:
             return inside
         return value + (inside - known)  # a rounded draw, with the gradient of the draw: the sum is exact
@@ -304,7 +309,7 @@ def support_map(constraint: constraints.Constraint) -> SupportMap:
     raise UnsupportedFamilyError(f"The support {constraint} has no constraint map from the real line.")
 
 
-@singledispatch
+@class_dispatch
 def unconstrained_map(constraint: constraints.Constraint) -> LadjTransform:
     r"""The map from the real line (or real vectors) onto a support.
 

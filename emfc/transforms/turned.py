@@ -72,6 +72,10 @@ class TurnedMap(SupportMap):
         line, flat = self.line.coordinate(position)
         return self._pick(rising, falling, line), self._pick(up, down, flat)
 
+    def surely_contains(self, value: Tensor) -> bool:
+        """Not known without a look at each element's side."""
+        return False
+
     def nearest(self, value: Tensor, *, smallest: bool = False) -> Tensor:
         """The value, or a number beside the end where it isn't strictly inside."""
         maps = (self.rising, self.falling, self.line)

@@ -36,6 +36,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.accuracy", description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="lines whose names contain one of these")
     parser.add_argument("--missing", action="store_true", help="only lines that have no figures yet")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=60,
+        metavar="S",
+        help="let as many draws of a line meet mpmath as fit into this time, at least the fixed number of the line",
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     beyond: list[str] = []
@@ -51,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         if not wanted(kind, name):
             continue
         try:
-            figures = measure(line) if isinstance(line, Family) else measure_special(line)
+            run = measure if isinstance(line, Family) else measure_special
+            figures = run(line, seconds=options.seconds)
         except Exception as error:  # one line must not keep the others from being measured
             beyond.append(f"{name}: {type(error).__name__}: {error}")
             print(beyond[-1], flush=True)

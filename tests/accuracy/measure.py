@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -267,8 +267,30 @@ def _gradients(
     return result
 
 
-def measure(family: Family, seed: int = 0) -> dict[str, Any]:
-    """All figures of a family, as they are stored."""
+def within(seconds: float, draws: int, limit: int, run: Callable[[int], object]) -> int:
+    """How many draws fit into seconds, by the time that some take: those at least, and a round number."""
+    begun = time.perf_counter()
+    run(draws)
+    fitting = draws * seconds / (time.perf_counter() - begun)
+    round_down = 10 ** max(math.floor(math.log10(fitting)), 0)
+    return min(max(int(fitting) // round_down * round_down, draws), limit)
+
+
+def measure(family: Family, seed: int = 0, seconds: float = 0.0) -> dict[str, Any]:
+    """All figures of a family, as they are stored.
+
+    Args:
+        family: What is measured.
+        seed: Of the draws.
+        seconds: As many draws meet mpmath as fit into this time, those of the family at least, all of them at most.
+    """
+    if seconds and family.tails is not None:
+
+        def pilot(count: int) -> None:
+            for dtype in (torch.float32, torch.float64):
+                against_mpmath(replace(family, oracle=count), dtype, seed)
+
+        family = replace(family, oracle=within(seconds, family.oracle, family.draws, pilot))
     begun = time.perf_counter()
     figures: dict[str, Any] = {"draws": family.draws, "oracle": family.oracle if family.tails else 0}
     for dtype, name in ((torch.float32, "float32"), (torch.float64, "float64")):

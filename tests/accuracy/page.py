@@ -26,8 +26,8 @@ make accuracy
 
 which writes this page. Parameters are drawn uniformly from the ranges given (in the logarithm where they span orders of
 magnitude), one in five on an end of its range; seeds are fixed. Ten thousand draws make the round trip e → x → e at
-{noises} noises each, over the whole range: |e| ≤ 8 in float32, |e| ≤ 25 in float64. As many draws as the page says are
-compared with [mpmath](https://mpmath.org), at 60 digits or more (Stable: 30).
+{noises} noises each, over the whole range: |e| ≤ 8 in float32, |e| ≤ 25 in float64. As many of them as fit
+into a minute, which the page names, are compared with [mpmath](https://mpmath.org), at 60 digits or more (Stable: 30).
 
 ## Families
 

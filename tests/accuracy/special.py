@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mpmath as mp
@@ -15,6 +15,7 @@ from torch import distributions as td
 from emfc.special import (
     beta,
     beta_density,
+    fused,
     gamma,
     normal,
     ratios,
@@ -25,7 +26,7 @@ from emfc.special import (
 )
 from emfc.transforms import from_normal
 from tests.accuracy import tails
-from tests.accuracy.measure import DRAWS, Worst
+from tests.accuracy.measure import DRAWS, Worst, within
 from tests.accuracy.oracle import log_slope, phi
 from tests.accuracy.ranges import Linear, Log, Range
 
@@ -57,8 +58,14 @@ class Special:
         return self.prepare(*(part.draw(count, generator).to(dtype) for part in self.ranges.values()))
 
 
-def measure_special(special: Special, seed: int = 0) -> dict[str, Any]:
-    """Worst error in units of rounding of max(1, |value|), and of values that are not numbers over all draws."""
+def measure_special(special: Special, seed: int = 0, seconds: float = 0.0) -> dict[str, Any]:
+    """Worst error in units of rounding of max(1, |value|), and of values that are not numbers over all draws.
+
+    Given seconds, as many draws meet mpmath as fit into that time, those of the function at least.
+    """
+    if seconds:
+        run = lambda count: measure_special(replace(special, oracle=count), seed)  # noqa: E731
+        special = replace(special, oracle=within(seconds, special.oracle, DRAWS, run))
     begun = time.perf_counter()
     figures: dict[str, Any] = {"draws": DRAWS, "oracle": special.oracle}
     for dtype, name in ((torch.float32, "float32"), (torch.float64, "float64")):
@@ -148,6 +155,7 @@ _FAR = _place(8)  # of values in float32; in float64 farther out the families te
 
 SPECIAL: dict[str, Special] = {
     "log_ndtr": Special(normal.log_ndtr, _NOISE, lambda z: [_log_phi(z)], "log Φ(e)"),
+    "normal_probability": Special(fused.normal_probability, _NOISE, lambda z: [phi(z)[0]], "Φ(e)"),
     "tails_from_noise": Special(
         normal.tails_from_noise, _NOISE, lambda z: [_log_phi(z), _log_phi(-z)], "log Φ(e), log Φ(−e)"
     ),
@@ -183,8 +191,12 @@ SPECIAL: dict[str, Special] = {
     "log_gamma_leading": Special(
         gamma.log_gamma_leading,
         {"a": Log(1e-3, 1e3), "log x": Linear(-1000, -80)},
-        lambda a, log_x: [a * log_x - mp.loggamma(1 + a), (a - 1) * log_x - mp.loggamma(a)],
-        "a log x − log Γ(1 + a), and log density",
+        lambda a, log_x: [
+            a * log_x - mp.loggamma(1 + a),
+            (a - 1) * log_x - mp.loggamma(a),
+            _quantile(a * log_x - mp.loggamma(1 + a)),
+        ],
+        "a log x − log Γ(1 + a), log density, and noise",
     ),
     "log_beta_tails": Special(
         beta.log_beta_tails,

@@ -27,6 +27,7 @@ LOG_TWO = math.log(2)
 
 @pytest.fixture(autouse=True)
 def one_thread():
+    torch._dynamo.reset()  # what was compiled for other families counts against the limit of recompilations
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,0 +1,65 @@
+"""A function chosen by the class of its first argument, in a form that a compiler can trace."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import update_wrapper
+from typing import Any, Generic, TypeVar, get_type_hints, overload
+
+__all__ = ["ClassDispatch", "class_dispatch"]
+
+_Result = TypeVar("_Result")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class ClassDispatch(Generic[_Result]):
+    """What `functools.singledispatch` is, but that `torch.compile` follows a call through it without a graph break.
+
+    Attributes:
+        registry: The functions by class; that of `object` is the one decorated.
+    """
+
+    def __init__(self, default: Callable[..., _Result]) -> None:
+        self.registry: dict[type, Callable[..., _Result]] = {object: default}
+        update_wrapper(self, default)
+
+    @overload
+    def register(self, family: type, function: Callable[..., _Result]) -> None: ...
+
+    @overload
+    def register(self, family: type) -> Callable[[_Function], _Function]: ...
+
+    def register(
+        self, family: type, function: Callable[..., _Result] | None = None
+    ) -> Callable[[_Function], _Function] | None:
+        """Use a function for a class and those under it; without a function, a decorator that does so."""
+        if function is not None:
+            self.registry[family] = function
+            return None
+
+        def decorate(function: _Function) -> _Function:
+            self.registry[family] = function
+            return function
+
+        return decorate
+
+    def register_annotated(self, function: _Function) -> _Function:
+        """Decorator: use a function for the class that annotates its first argument."""
+        self.registry[next(iter(get_type_hints(function).values()))] = function
+        return function
+
+    def dispatch(self, family: type) -> Callable[..., _Result]:
+        """The function used for a class: its own, or that of the nearest class above it."""
+        for known in family.__mro__:
+            function = self.registry.get(known)
+            if function is not None:
+                return function
+        raise TypeError(f"{family.__name__} is not a class of objects.")
+
+    def __call__(self, first: object, *arguments: Any, **keywords: Any) -> _Result:
+        return self.dispatch(type(first))(first, *arguments, **keywords)
+
+
+def class_dispatch(default: Callable[..., _Result]) -> ClassDispatch[_Result]:
+    """Decorator: let functions registered for classes take the place of this one, by the first argument's class."""
+    return ClassDispatch(default)
