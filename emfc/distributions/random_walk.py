@@ -118,7 +118,7 @@ class RandomWalkTransform(NormalTransform):
         return f"RandomWalkTransform(num_steps={self.num_steps})"
 
 
-@gate_on_reals.register_annotated
+@gate_on_reals.register
 def _gated(transform: RandomWalkTransform, gate: Tensor) -> NormalTransform:
     ones = torch.ones(
         transform.num_steps, transform.num_steps, dtype=transform.scale.dtype, device=transform.scale.device

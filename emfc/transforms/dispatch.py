@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import update_wrapper
+from functools import partial, update_wrapper
 from typing import Any, Generic, TypeVar, get_type_hints, overload
 
 __all__ = ["ClassDispatch", "class_dispatch"]
@@ -24,29 +24,26 @@ class ClassDispatch(Generic[_Result]):
         update_wrapper(self, default)
 
     @overload
-    def register(self, family: type, function: Callable[..., _Result]) -> None: ...
+    def register(self, family: type[Any]) -> Callable[[_Function], _Function]: ...
 
     @overload
-    def register(self, family: type) -> Callable[[_Function], _Function]: ...
+    def register(self, family: type[Any], function: _Function) -> _Function: ...
 
-    def register(
-        self, family: type, function: Callable[..., _Result] | None = None
-    ) -> Callable[[_Function], _Function] | None:
-        """Use a function for a class and those under it; without a function, a decorator that does so."""
+    @overload
+    def register(self, family: _Function) -> _Function: ...
+
+    def register(self, family: Any, function: Any = None) -> Any:
+        """Use a function for a class and those under it.
+
+        Given both, or as a decorator: with the class, or bare where the function's first argument is annotated.
+        """
         if function is not None:
             self.registry[family] = function
-            return None
-
-        def decorate(function: _Function) -> _Function:
-            self.registry[family] = function
             return function
-
-        return decorate
-
-    def register_annotated(self, function: _Function) -> _Function:
-        """Decorator: use a function for the class that annotates its first argument."""
-        self.registry[next(iter(get_type_hints(function).values()))] = function
-        return function
+        if isinstance(family, type):
+            return partial(self.register, family)
+        self.registry[next(iter(get_type_hints(family).values()))] = family
+        return family
 
     def dispatch(self, family: type) -> Callable[..., _Result]:
         """The function used for a class: its own, or that of the nearest class above it."""

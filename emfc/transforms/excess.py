@@ -113,36 +113,36 @@ def _scaled(result: Excess, scale: Tensor) -> Excess:
     return result._replace(log_hazard=result.log_hazard - scale.log())
 
 
-@excess.register_annotated
+@excess.register
 def _normal_excess(family: Normal, end: Position, distance: Tensor, upward: bool) -> Excess:
     z = (end.value - family.loc if upward else family.loc - end.value) / family.scale
     return _scaled(_normal(z, distance / family.scale), family.scale)
 
 
-@excess.register_annotated
+@excess.register
 def _half_normal_excess(family: HalfNormal, end: Position, distance: Tensor, upward: bool) -> Excess:
     return _scaled(_normal(end.value / family.scale, distance / family.scale), family.scale)
 
 
-@excess.register_annotated
+@excess.register
 def _laplace_excess(family: Laplace, end: Position, distance: Tensor, upward: bool) -> Excess:
     z = (end.value - family.loc if upward else family.loc - end.value) / family.scale
     return _scaled(_exponential(z, distance / family.scale), family.scale)
 
 
-@excess.register_annotated
+@excess.register
 def _logistic_excess(family: Logistic, end: Position, distance: Tensor, upward: bool) -> Excess:
     z = (end.value - family.loc if upward else family.loc - end.value) / family.scale
     return _scaled(_logistic(z, distance / family.scale), family.scale)
 
 
-@excess.register_annotated
+@excess.register
 def _exponential_excess(family: Exponential, end: Position, distance: Tensor, upward: bool) -> Excess:
     result = _exponential(family.rate * end.value, family.rate * distance)
     return result._replace(log_hazard=result.log_hazard + family.rate.log())
 
 
-@excess.register_annotated
+@excess.register
 def _affine_excess(family: AffineFamily, end: Position, distance: Tensor, upward: bool) -> Excess:
     scale = torch.as_tensor(family.scale, dtype=distance.dtype, device=distance.device).abs()
     inner = family._inner(end)

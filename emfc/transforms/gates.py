@@ -69,12 +69,12 @@ def gate_on_reals(transform: NormalTransform, gate: Tensor) -> NormalTransform:
     return GatedReal(transform, gate)
 
 
-@gate_on_reals.register_annotated
+@gate_on_reals.register
 def _affine(transform: NormalAffine, gate: Tensor) -> NormalTransform:
     return NormalAffine(gate * transform.loc, 1 + gate * (transform.scale - 1))
 
 
-@gate_on_reals.register_annotated
+@gate_on_reals.register
 def _multivariate(transform: MultivariateNormalTransform, gate: Tensor) -> NormalTransform:
     size = transform.loc.shape[-1]
     gate = gate.expand(broadcast_shapes(gate.shape, (size,)))
@@ -82,17 +82,17 @@ def _multivariate(transform: MultivariateNormalTransform, gate: Tensor) -> Norma
     return MultivariateNormalTransform(gate * transform.loc, scale_tril)
 
 
-@gate_on_reals.register_annotated
+@gate_on_reals.register
 def _independent(transform: IndependentNormal, gate: Tensor) -> NormalTransform:
     return IndependentNormal(gate_on_reals(transform.base, gate), transform.dims)
 
 
-@gate_on_reals.register_annotated
+@gate_on_reals.register
 def _broadcast(transform: BroadcastNormal, gate: Tensor) -> NormalTransform:
     return BroadcastNormal(gate_on_reals(transform.base, gate), transform.batch_shape, transform.event_shape)
 
 
-@gate_on_reals.register_annotated
+@gate_on_reals.register
 def _triangular(transform: TriangularTransform, gate: Tensor) -> NormalTransform:
     return GatedTriangular(transform, gate)
 

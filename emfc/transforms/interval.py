@@ -137,7 +137,7 @@ def _integral(family: ScalarFamily, low: Position, high: Position, width: Tensor
     return width.clamp(min=tiny).log() + torch.logsumexp(weight.log() + family.log_density(at), 0)
 
 
-@log_mass.register_annotated
+@log_mass.register
 def _laplace(family: Laplace, low: Position, high: Position, width: Tensor, known: Any = None) -> Tensor:
     """In closed form, on both sides of the kink."""
     below, above = (low.value - family.loc) / family.scale, (high.value - family.loc) / family.scale
@@ -154,7 +154,7 @@ def _laplace(family: Laplace, low: Position, high: Position, width: Tensor, know
     return log_sum_exp(torch.stack(torch.broadcast_tensors(*parts)), 0) - torch.log(torch.full_like(width, 2))
 
 
-@log_mass.register_annotated
+@log_mass.register
 def _mixture(family: ContinuousMixture, low: Position, high: Position, width: Tensor, known: Any = None) -> Tensor:
     """That of the components, unless these have different supports."""
     if not family.same_support:

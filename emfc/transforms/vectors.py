@@ -186,7 +186,7 @@ def _dense_factor(factor: Tensor, variance: Tensor) -> Tensor:
     return root * lower
 
 
-@gate_on_reals.register_annotated
+@gate_on_reals.register
 def _gated_low_rank(transform: LowRankNormalTransform, gate: Tensor) -> NormalTransform:
     return gate_on_reals(MultivariateNormalTransform(transform.loc, transform.scale_tril), gate)
 

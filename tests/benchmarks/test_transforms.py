@@ -129,7 +129,7 @@ def test_closed_forms_against_bare_arithmetic(name, dtype, way):
         "compiled": ratio(lambda: compiled(x, *parameters), lambda: bare_compiled(x, *parameters), 41),
     }
     show(name, dtype, way, found)
-    assert found["eager"] <= 1.5
+    assert max(found.values()) <= 1.5
 
 
 def _between(low: float, high: float, dtype: torch.dtype) -> Tensor:
@@ -180,7 +180,7 @@ def test_iterated_families_against_scipy(name, dtype, way):
     compiled = torch.compile(ours)
     found = {"eager": ratio(lambda: ours(x), theirs, 5), "compiled": ratio(lambda: compiled(x), theirs, 5)}
     show(name, dtype, way, found)
-    assert found["eager"] <= 1
+    assert max(found.values()) <= 1
 
 
 @BOTH
@@ -204,4 +204,4 @@ def test_mixture_of_ten_normals_against_its_own_density(dtype):
         "compiled": ratio(lambda: compiled(e), lambda: dist.log_prob(x), 5),
     }
     show("mixture of 10 Normal, over its log_prob", dtype, "noise to value", found)
-    assert found["eager"] <= 40
+    assert max(found.values()) <= 40
