@@ -38,6 +38,6 @@ def next_number(end: Tensor, upward: bool) -> Tensor:
     if not torch.compiler.is_compiling():
         return torch.nextafter(end, torch.full_like(end, math.inf if upward else -math.inf))
     integer = torch.int32 if end.dtype == torch.float32 else torch.int64
-    step = torch.where((end > 0) == upward, 1, -1).to(integer)
+    step = torch.where(end > 0 if upward else end <= 0, 1, -1).to(integer)
     smallest = math.copysign(torch.finfo(end.dtype).smallest_normal * torch.finfo(end.dtype).eps, 1 if upward else -1)
     return torch.where(end == 0, smallest, (end.view(integer) + step).view(end.dtype))

@@ -44,10 +44,9 @@ class _Solver(FlatMixture):
         info = torch.finfo(coordinate.dtype)
         if self.normal is not None:
             loc, factor, weights = self.normal
-            z = coordinate - loc
-            z.mul_(factor)
-            tail = 0.5 * torch.special.erfc(-z if lower else z).mul_(self.weights).sum(0)
-            density = z.square_().neg_().exp_().mul_(weights).sum(0)
+            z = (coordinate - loc) * factor
+            tail = 0.5 * (torch.special.erfc(-z if lower else z) * self.weights).sum(0)
+            density = (z.square_().neg_().exp_() * weights).sum(0)
         else:
             position, stretch = self.support.position(coordinate)
             log_prob, log_cdf, log_sf = self.components(position)

@@ -159,6 +159,22 @@ def test_all_layouts_agree(family, shapes, monkeypatch):
     torch.testing.assert_close(ladj, expected, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.parametrize("family", [td.Normal, td.Gumbel])
+@pytest.mark.parametrize("shared", ["loc", "scale", "both"])
+def test_components_that_share_a_parameter(family, shared):
+    """As a program's populations do, whose parameters may have size one along the components."""
+    log_weights, loc, scale = three(5)
+    plain = [loc[:, :1] if shared != "scale" else loc, scale[:, :1] if shared != "loc" else scale]
+    single = family(torch.zeros(()), torch.ones(()), validate_args=False)
+    held = scalar_family(single)
+    held.loc, held.scale, held.batch_shape = *plain, torch.Size((5, 4))
+    noise = 3 * torch.randn(5, dtype=torch.float64)
+    value, ladj = CDFTransform(mixture_family(log_weights, held)).call_and_ladj(noise)
+    expected = CDFTransform(mixture_of(family, log_weights, *(part.expand(5, 4) for part in plain))).call_and_ladj(noise)
+    torch.testing.assert_close(value, expected[0], rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(ladj, expected[1], rtol=1e-9, atol=1e-9)
+
+
 def test_a_table_and_noise_beyond_it():
     transform = CDFTransform(mixture_of(td.Normal, *three()))
     noise = torch.cat((torch.randn(9000, dtype=torch.float64), torch.tensor([-30.0, 25.0, 300.0, -math.inf, math.inf])))
