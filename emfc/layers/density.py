@@ -52,7 +52,7 @@ class Density:
         """
         failure: Exception | None = None
         try:
-            noises, ladj = self._evaluate(values, Environment(values, parameters), gates)
+            noises, ladj = self._evaluate(values, self.plan.environment(values, parameters), gates)
             if not eager() or bool(ladj.isfinite().all()):
                 return noises, ladj
         except UNCOMPUTABLE as error:
@@ -66,7 +66,7 @@ class Density:
                 raise failure
             return noises, ladj
         safe = torch.where(outside, self.supports.prototype(values), values)
-        noises, ladj = self._evaluate(values, Environment(safe, parameters), gates)
+        noises, ladj = self._evaluate(values, self.plan.environment(safe, parameters), gates)
         noises = [torch.where(rows[:, None], noise.nan_to_num(), noise) for noise in noises]
         return noises, torch.where(rows, -torch.inf, ladj)
 

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from torch import Tensor
 
 from emfc.layers.kernel import Kernel
-from emfc.layers.readers import Layout
+from emfc.layers.readers import Environment, Layout
 from emfc.passes.classify import classify, slice_sites
 from emfc.passes.marginalise import Populations, marginalise, parents
 from emfc.program.errors import CompileError
@@ -52,6 +53,10 @@ class Plan:
     def noise_dim(self) -> int:
         """Number of noise variables N."""
         return sum(self.program.sites[index].noise_size for index in self.example)
+
+    def environment(self, values: Tensor, parameters: Tensor) -> Environment:
+        """What kernels read where whole examples ``[B, D]`` are known."""
+        return Environment(values, parameters)
 
     @cached_property
     def ordinary(self) -> tuple[Kernel, ...]:

@@ -54,7 +54,7 @@ class Supports:
         dtype = getattr(torch, program.dtype)
         initial = [held.initial.reshape(-1).to(dtype) for held in program.parameters]
         parameters = torch.cat(initial) if initial else torch.zeros(0, dtype=dtype)
-        self._start = Environment(self.prototype(parameters), parameters)
+        self._start = plan.environment(self.prototype(parameters), parameters)
         self.names = {kernel.number: self._name(kernel, self._start) for kernel in (*plan.ordinary, *plan.mixtures)}
 
     def _name(self, kernel: Kernel, environment: Environment) -> str:
@@ -131,7 +131,7 @@ class Supports:
         result = torch.zeros_like(values, dtype=torch.bool)
         pending: list[Kernel] = [*self.plan.ordinary, *self.plan.mixtures]
         while pending:  # what cannot be computed from values that are outside reads others in their place
-            environment = Environment(torch.where(result, self.prototype(values), values), parameters)
+            environment = self.plan.environment(torch.where(result, self.prototype(values), values), parameters)
             later: list[Kernel] = []
             for kernel in pending:
                 try:
@@ -202,12 +202,12 @@ class ProgramConstraintMap(LadjTransform):
         layer, supports = self._layer, self._layer.supports
         like = next(layer.parameters(), torch.zeros(0, dtype=getattr(torch, layer.program.dtype)))
         values = supports.prototype(like)
-        first = Environment(values, layer.flat_parameters(values))
+        first = layer.plan.environment(values, layer.flat_parameters(values))
         with torch.no_grad():
             generator = torch.Generator().manual_seed(7919)
             noise = torch.randn(1, layer.noise_dim, generator=generator, dtype=torch.float64).to(first.values)
             second, _ = layer._sampling(noise, first.parameters, Gates(None))
-            both = Environment(torch.cat([first.values, second]), first.parameters)
+            both = layer.plan.environment(torch.cat([first.values, second]), first.parameters)
             for kernel in (*layer.plan.ordinary, *layer.plan.mixtures):
                 codomain = supports.at(kernel, both).codomain
                 for bound in _bounds(codomain):
@@ -227,7 +227,7 @@ class ProgramConstraintMap(LadjTransform):
     def _maps(self, like: Tensor) -> list[tuple[Kernel, LadjTransform]]:
         layer = self._layer
         values = layer.supports.prototype(like)
-        environment = Environment(values, layer.flat_parameters(values))
+        environment = layer.plan.environment(values, layer.flat_parameters(values))
         result = []
         for kernel in (*layer.plan.ordinary, *layer.plan.mixtures):
             codomain = layer.supports.at(kernel, environment).codomain

@@ -24,7 +24,7 @@ def evaluate_plan(plan: Plan) -> Evaluate:
         columns = torch.from_numpy(plan.layout.columns)
         example = torch.zeros(len(values), plan.dim, dtype=dtype)
         example[:, columns[columns >= 0]] = values[:, columns >= 0].to(dtype)
-        plain = Environment(example, parameters.to(dtype))
+        plain = plan.environment(example, parameters.to(dtype))
         chosen = values[:, torch.from_numpy(plan.populations.addresses) - program.site_base]
         configured = Environment(plain.values, plain.parameters, chosen.to(dtype))
         for kernel in (*plan.kernels, *plan.observed):
