@@ -64,7 +64,8 @@ SPECIAL_HEAD = """
 ## Special functions
 
 Errors are in units of rounding of max(1, |value|), the worst over the draws that mpmath saw. An error in the logarithm
-of a probability is a relative error of the probability.
+of a probability is a relative error of the probability. The error of a quantile is that of the log of the tail beyond
+it, in units of what one rounding of that log and one of the value make.
 
 """
 

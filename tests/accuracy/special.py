@@ -15,13 +15,17 @@ from torch import distributions as td
 from emfc.special import (
     beta,
     beta_density,
+    beta_quantile,
     fused,
     gamma,
+    gamma_quantile,
     normal,
     ratios,
     soft_laplace,
+    stable,
     stirling,
     student,
+    student_quantile,
     von_mises,
 )
 from emfc.transforms import from_normal
@@ -29,6 +33,7 @@ from tests.accuracy import tails
 from tests.accuracy.measure import DRAWS, Worst, within
 from tests.accuracy.oracle import log_slope, phi
 from tests.accuracy.ranges import Linear, Log, Range
+from tests.special.stable_oracle import stable_tails
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,40 @@ class Special:
         """Random arguments, rounded to a dtype."""
         return self.prepare(*(part.draw(count, generator).to(dtype) for part in self.ranges.values()))
 
+    def error(self, arguments: Sequence[mp.mpf], outputs: Sequence[mp.mpf], tiny: float) -> mp.mpf:
+        """Largest error of the outputs, relative to max(1, |value|); `tiny` is the smallest normal number."""
+        exact = self.truth(*arguments)
+        return max(abs(found - value) / max(1, abs(value)) for found, value in zip(outputs, exact, strict=True))
+
+
+@dataclass(frozen=True)
+class Quantile(Special):
+    """A function whose last two arguments are log tails: of the value, and where it has two, of that one's complement.
+
+    `truth` gives the tails of value and complement with some shapes.
+    """
+
+    def error(self, arguments: Sequence[mp.mpf], outputs: Sequence[mp.mpf], tiny: float) -> mp.mpf:
+        """Error of the smaller tail in logs, relative to what one rounding of its log and of the value makes.
+
+        A number next to 0 stands for all that round onto it, and has none.
+        """
+        *shapes, log_p, log_q = arguments
+        side = 0 if log_p < log_q else 1
+        given = (log_p, log_q)[side]
+        second = len(outputs) > 1 and outputs[1] < outputs[0]
+        value = outputs[1] if second else outputs[0]
+        if 0 < abs(value) < 4 * tiny:
+            return mp.mpf(0)
+
+        def tail(x: mp.mpf) -> mp.mpf:
+            both = (1 - x, x) if second else (x, 1 - x)
+            return mp.log(self.truth(*both[: len(outputs)], *shapes)[side])
+
+        found, step = tail(value), value * mp.mpf(10) ** (-self.digits // 3)
+        slope = (tail(value + step) - found) / step if step else mp.mpf(0)
+        return abs(found - given) / (max(1, abs(given)) + abs(slope * value))
+
 
 def measure_special(special: Special, seed: int = 0, seconds: float = 0.0) -> dict[str, Any]:
     """Worst error in units of rounding of max(1, |value|), and of values that are not numbers over all draws.
@@ -81,10 +120,9 @@ def measure_special(special: Special, seed: int = 0, seconds: float = 0.0) -> di
         errors = torch.zeros(DRAWS, dtype=torch.float64)
         with mp.workdps(special.digits):
             for draw in chosen:
-                truth = special.truth(*(mp.mpf(part[draw].item()) for part in arguments))
-                for output, exact in zip(outputs, truth, strict=True):
-                    error = abs(mp.mpf(output[draw].item()) - exact) / max(1, abs(exact))
-                    errors[draw] = max(errors[draw].item(), float(error))
+                given = [mp.mpf(part[draw].item()) for part in arguments]
+                found = [mp.mpf(output[draw].item()) for output in outputs]
+                errors[draw] = float(special.error(given, found, torch.finfo(dtype).tiny))
         worst.see(errors / torch.finfo(dtype).eps, place)
         figures[name] = {"error": {"figure": worst.figure, "place": worst.place}}
     figures["seconds"] = time.perf_counter() - begun
@@ -130,6 +168,11 @@ def _beta_place(a: Tensor, b: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
 def _parts(x: mp.mpf, rest: mp.mpf) -> tuple[mp.mpf, mp.mpf]:
     """A number and its complement, of which the smaller one is exact."""
     return (x, 1 - x) if x < rest else (1 - rest, rest)
+
+
+def _tails_of(*drawn: Tensor) -> tuple[Tensor, ...]:
+    *shapes, noise = drawn
+    return (*shapes, *normal.tails_from_noise(noise))
 
 
 def _student_place(df: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
@@ -237,6 +280,56 @@ SPECIAL: dict[str, Special] = {
         oracle=60,
         digits=250,
     ),
+    "log_stable_tails": Special(
+        stable.log_stable_tails,
+        {"stability": Linear(1.1, 2), "skew": Linear(-0.99, 0.99), "z": Linear(-8, 8)},
+        lambda a, b, z: _logs(stable_tails(z, a, b)),
+        "log P(Z ≤ z), log P(Z > z)",
+        oracle=10,
+        digits=30,
+    ),
+    "gamma_quantile": Quantile(
+        gamma_quantile.gamma_quantile,
+        {"a": Log(1e-1, 1e6)} | _FAR,
+        tails.gamma,
+        "x of log P(a, x) and log Q(a, x)",
+        prepare=_tails_of,
+        oracle=200,
+    ),
+    "beta_quantile": Quantile(
+        beta_quantile.beta_quantile,
+        {"a": Log(1e-1, 1e5), "b": Log(1e-1, 1e5)} | _FAR,
+        tails.beta,
+        "x, 1 − x of log I_x(a, b) and log I_{1−x}(b, a)",
+        prepare=_tails_of,
+        oracle=200,
+    ),
+    "student_quantile": Quantile(
+        student_quantile.student_quantile,
+        {"degrees of freedom": Log(0.5, 1e4)} | _FAR,
+        tails.student,
+        "t of the log tails",
+        prepare=_tails_of,
+        oracle=200,
+    ),
+    "soft_laplace_quantile": Quantile(
+        soft_laplace.soft_laplace_quantile,
+        {"asymmetry": Log(0.1, 10), "softness": Log(0.1, 10)} | _FAR,
+        lambda x, a, s: tails.soft_asymmetric_laplace(x, mp.mpf(0), mp.mpf(1), a, s),
+        "x of the log tails",
+        prepare=_tails_of,
+        oracle=100,
+        digits=200,
+    ),
+    "stable_quantile": Quantile(
+        stable.stable_quantile,
+        {"stability": Linear(1.1, 2), "skew": Linear(-0.99, 0.99)} | _place(5),
+        stable_tails,
+        "z of the log tails",
+        prepare=_tails_of,
+        oracle=10,
+        digits=30,
+    ),
     "log_bessel_i0e": Special(
         von_mises.log_bessel_i0e,
         {"κ": Log(1e-3, 1e6)},
@@ -264,16 +357,12 @@ SPECIAL: dict[str, Special] = {
 
 # Functions with a source whose errors are those of the families that they serve, or that are no functions of numbers.
 UNMEASURED = {
-    "gamma_quantile": "Gamma",
-    "beta_quantile": "Beta",
-    "student_quantile": "StudentT",
     "concentration_slopes": "Gamma, gradient by the concentration",
     "poisson_level": "Poisson",
     "poisson_tail_and_mass": "Poisson",
     "negative_binomial_level": "NegativeBinomial",
     "negative_binomial_tail_and_mass": "NegativeBinomial",
     "increasing_inverse": "a solver",
-    "log_stable_tails": "Stable",
     "along_axis": "Stable",
     "between": "Stable",
 }
