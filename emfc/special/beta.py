@@ -5,27 +5,24 @@ The tail away from the mean is the density times an integral (`beta_integral`), 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from emfc.special.beta_density import (
-    beta_normaliser,
+    beta_arguments,
     beta_score,
     beta_weight,
-    blend,
     density_slopes,
-    halves,
     linked,
     log_beta_density,
     logit_density,
 )
 from emfc.special.beta_integral import Rule, fine, tail_over_density, tail_with_slopes
-from emfc.special.elementwise import differentiable, elementwise
+from emfc.special.elementwise import blend, differentiable, elementwise, halves
 from emfc.special.normal import log1mexp
-from emfc.special.precision import wide
+from emfc.special.ratios import bounded_exp
 
 __all__ = ["beta_shape_slopes", "direct_tail", "log_beta_tails", "log_beta_tails_and_density", "split_tails"]
 
@@ -51,11 +48,6 @@ def split_tails(direct: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
     direct = direct.clamp(max=-torch.finfo(direct.dtype).tiny)
     other = log1mexp(direct)
     return blend(other, direct, lower), blend(direct, other, lower)
-
-
-def _bounded_exp(exponent: Tensor) -> Tensor:
-    """Exponential that does not overflow."""
-    return torch.exp(exponent.clamp(max=math.log(torch.finfo(exponent.dtype).max) - 1))
 
 
 @elementwise("log_beta_tails", inputs=5, outputs=3)
@@ -93,7 +85,7 @@ def _slopes_partials(
     log_density, scores = log_beta_density(a, b, x, c), beta_score(a, b, x, c)
     rows: list[tuple[Tensor | None, ...]] = []
     for sign, tail, slopes in ((1, log_p, outputs[:2]), (-1, log_q, outputs[2:])):
-        hazard = _bounded_exp(log_density - tail)
+        hazard = bounded_exp(log_density - tail, room=1)
         for score, slope in zip(scores, slopes, strict=True):
             rows.append((None, None, *linked(x, c, sign * hazard * (score - slope)), None, None))
     return tuple(rows)
@@ -122,7 +114,9 @@ def _partials(
     shapes = beta_shape_slopes(a, b, x, c, log_p, log_q) if wanted[0] or wanted[1] else (nothing, nothing)
     places: list[tuple[Tensor, Tensor] | tuple[None, None]] = [nothing, nothing]
     if wanted[2] or wanted[3]:
-        places = [linked(x, c, sign * _bounded_exp(log_density - tail)) for sign, tail in ((1, log_p), (-1, log_q))]
+        places = [
+            linked(x, c, sign * bounded_exp(log_density - tail, room=1)) for sign, tail in ((1, log_p), (-1, log_q))
+        ]
     return (*shapes[0], *places[0], None), (*shapes[1], *places[1], None), density_slopes(a, b, x, c, wanted=wanted)
 
 
@@ -151,10 +145,7 @@ def log_beta_tails(
 
     Source: DLMF 8.17.1 by quadrature (`beta_integral`), 8.17.20 for small concentrations.
     """
-    a, b, x = wide(concentration1), wide(concentration0), wide(x)
-    c = 1 - x if complement is None else wide(complement)
-    constant = beta_normaliser(a, b) if normaliser is None else normaliser
-    log_p, log_q, _ = _tails_differentiable(a, b, x, c, constant)
+    log_p, log_q, _ = _tails_differentiable(*beta_arguments(concentration1, concentration0, x, complement, normaliser))
     return log_p, log_q
 
 
@@ -162,6 +153,6 @@ def log_beta_tails_and_density(
     concentration1: Tensor, concentration0: Tensor, x: Tensor, complement: Tensor, *, normaliser: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`log_beta_tails` and `log_beta_density` by one evaluation."""
-    a, b = wide(concentration1), wide(concentration0)
-    log_p, log_q, log_density = _tails_differentiable(a, b, wide(x), wide(complement), normaliser)
+    arguments = beta_arguments(concentration1, concentration0, x, complement, normaliser)
+    log_p, log_q, log_density = _tails_differentiable(*arguments)
     return log_p, log_q, log_density

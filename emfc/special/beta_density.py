@@ -4,7 +4,7 @@ With :math:`n = a + b` the density in the logit of x is :math:`x^a (1 - x)^b / B
 :math:`-d(x) + c(a, b)`: the deviance :math:`d = a \log \frac{a}{n x} + b \log \frac{b}{n (1 - x)}`, which is 0 at the
 mean, and a constant in which only Stirling errors remain.
 
-Source: Loader, Fast and Accurate Computation of Binomial Probabilities, 2000; DLMF 5.11.1 and 5.11.2 for the series.
+Source: Loader, Fast and Accurate Computation of Binomial Probabilities, 2000.
 """
 
 from __future__ import annotations
@@ -15,125 +15,26 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from emfc.special.elementwise import differentiable, elementwise
+from emfc.special.elementwise import blend, differentiable, elementwise, halves
+from emfc.special.polynomials import polynomial
 from emfc.special.precision import wide
+from emfc.special.stirling import log_minus_digamma, stirling_error
 
 __all__ = [
+    "beta_arguments",
     "beta_normaliser",
     "beta_score",
     "beta_weight",
-    "blend",
     "density_slopes",
-    "halves",
     "linked",
     "log_beta_density",
-    "log_minus_digamma",
     "logit_density",
-    "stirling_error",
 ]
 
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
-# From these arguments on the rational functions of 1 / z^2 below are exact to rounding: numerator and denominator.
-_SHIFT = {torch.float32: 2, torch.float64: 4}
-_STIRLING = {
-    torch.float32: (
-        (0.08333333333333333, 0.4647060927390614, 0.458094907648311, 0.04828132693023631),
-        (1.0, 5.60980644620207, 5.674608630462658, 0.7222456732620475),
-    ),
-    torch.float64: (
-        (
-            *(0.08333333333333333, 3.369711374732801, 42.3535834956448, 199.69121239954654),
-            *(339.63350493142246, 166.22799901887467, 11.045334177775924),
-        ),
-        (
-            *(1.0, 40.469869830126946, 509.582473799218, 2412.9023467799598),
-            *(4151.457940474618, 2113.3919957972857, 176.39473606965802),
-        ),
-    ),
-}
-_DIGAMMA = {
-    torch.float32: (
-        (0.08333333333333333, 0.5696266220467114, 0.7255371141831785, 0.10332247024984782),
-        (1.0, 6.935519464560538, 9.352378269035148, 1.8948446382559487),
-    ),
-    torch.float64: (
-        (
-            *(0.08333333333333333, 3.7729410303106845, 53.998380847585004, 296.4920123848431),
-            *(605.5286298634184, 370.55436203359983, 31.28628508165822),
-        ),
-        (
-            *(1.0, 45.375292363728214, 652.4704803597738, 3621.0404684462983),
-            *(7599.555437858653, 5062.929000684202, 652.0663554508749),
-        ),
-    ),
-}
 # The series of x - log(1 + x): up to which x it is used, and with how many terms.
 _NEAR = {torch.float32: (0.2, 4), torch.float64: (0.1, 6)}
-
-
-def blend(no: Tensor, yes: Tensor, choice: Tensor) -> Tensor:
-    """The second where the choice is 1, the first where it is 0; exact, and faster than a choice by sign."""
-    return torch.lerp(no, yes, choice)
-
-
-def halves(choice: Tensor, like: Tensor) -> Tensor:
-    """A mask as numbers 0 and 1 for `blend`."""
-    return choice.to(like.dtype)
-
-
-def _horner(coefficients: Sequence[float], x: Tensor) -> Tensor:
-    result = torch.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        result = result.mul_(x).add_(coefficient)
-    return result
-
-
-def _rational(coefficients: tuple[Sequence[float], Sequence[float]], z: Tensor) -> tuple[Tensor, Tensor]:
-    """A rational function of the square of 1 / z, and 1 / z."""
-    inverse = 1 / z
-    square = inverse * inverse
-    above, below = coefficients
-    return _horner(above, square).div_(_horner(below, square)), inverse
-
-
-def stirling_error(z: Tensor) -> Tensor:
-    r""":math:`\log \Gamma(z) - (z - \frac12) \log z + z - \frac12 \log 2 \pi` of plain tensors.
-
-    Source: DLMF 5.11.1 as a Pade approximant; below its range :math:`\Gamma(z) = \Gamma(z + k) / (z)_k`.
-    """
-    shift = _SHIFT[z.dtype]
-    small = z < shift
-    if not bool(small.any()):
-        result, inverse = _rational(_STIRLING[z.dtype], z)
-        return result.mul_(inverse)
-    chosen = halves(small, z)
-    low = z.clamp(max=shift)
-    up = low + shift
-    rising = low * (low + (shift - 1))  # z (z + 1) or, with the next line, z (z + 1) (z + 2) (z + 3)
-    rising = rising / (up * up) if shift == 2 else rising * (rising + 2) / (up * up).square_()
-    moved = (low - 0.5) * torch.log1p(shift / low) - shift - rising.log_()
-    result, inverse = _rational(_STIRLING[z.dtype], torch.add(z, chosen, alpha=shift))
-    return result.mul_(inverse).addcmul_(moved, chosen)
-
-
-def log_minus_digamma(z: Tensor) -> Tensor:
-    r""":math:`\log z - \psi(z)` of plain tensors, exact where it is small.
-
-    Source: DLMF 5.11.2 as a Pade approximant; below its range the recurrence 5.5.2.
-    """
-    shift = _SHIFT[z.dtype]
-    small = z < shift
-    chosen = halves(small, z)
-    result, inverse = _rational(_DIGAMMA[z.dtype], torch.add(z, chosen, alpha=shift))
-    result = result.mul_(inverse).add_(0.5).mul_(inverse)
-    if bool(small.any()):
-        low = z.clamp(max=shift)
-        pair = 1 / low + 1 / (low + (shift - 1))
-        if shift == 4:
-            pair = pair + (1 / (low + 1) + 1 / (low + 2))
-        result.addcmul_(pair - torch.log1p(shift / low), chosen)
-    return result
 
 
 def _excess(u: Tensor, ratio: Tensor) -> Tensor:
@@ -143,7 +44,7 @@ def _excess(u: Tensor, ratio: Tensor) -> Tensor:
     r = near / (2 + near)
     square = r * r
     terms = [2 / (2 * k + 3) for k in range(count)]
-    series = r * (near - square.mul(_horner(terms, square)))
+    series = r * (near - square.mul(polynomial(terms, square)))
     return blend(u - ratio.log(), series, halves(u == near, u))
 
 
@@ -183,6 +84,15 @@ def beta_normaliser(a: Tensor, b: Tensor) -> Tensor:
     It has no gradients: it is for the functions below, which have their own.
     """
     return _normaliser(a.detach(), b.detach())[0]
+
+
+def beta_arguments(
+    concentration1: Tensor, concentration0: Tensor, x: Tensor, complement: Tensor | None, normaliser: Tensor | None
+) -> tuple[Tensor, ...]:
+    """All five, at least float32; the last two, where they are not given, from the others."""
+    a, b, x = wide(concentration1), wide(concentration0), wide(x)
+    c = 1 - x if complement is None else wide(complement)
+    return a, b, x, c, beta_normaliser(a, b) if normaliser is None else normaliser
 
 
 def linked(x: Tensor, c: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -271,7 +181,4 @@ def log_beta_density(
 
     Source: Loader, Fast and Accurate Computation of Binomial Probabilities, 2000.
     """
-    a, b, x = wide(concentration1), wide(concentration0), wide(x)
-    c = 1 - x if complement is None else wide(complement)
-    constant = beta_normaliser(a, b) if normaliser is None else normaliser
-    return _density_differentiable(a, b, x, c, constant)[0]
+    return _density_differentiable(*beta_arguments(concentration1, concentration0, x, complement, normaliser))[0]

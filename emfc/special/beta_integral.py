@@ -18,13 +18,12 @@ import math
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from emfc.special.beta_density import blend, halves
 from emfc.special.beta_fraction import fraction_levels, tail_by_fraction
-from emfc.special.elementwise import Kernel, by_region
+from emfc.special.elementwise import Kernel, blend, by_region, halves
+from emfc.special.legendre import legendre_rule
 
 __all__ = ["COARSE", "Rule", "Tail", "fine", "tail_over_density", "tail_with_slopes"]
 
@@ -62,12 +61,10 @@ class Tail(NamedTuple):
 @lru_cache
 def _legendre(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Nodes on [0, 1] as a column, weights, and powers of the nodes from the first on."""
-    nodes, weights = np.polynomial.legendre.leggauss(count)
-    place = torch.from_numpy((nodes + 1) / 2)
-    powers = place.unsqueeze(-1) ** torch.arange(1, _CUMULANTS[dtype] + 1)
-    return tuple(  # type: ignore[return-value]
-        part.to(device=device, dtype=dtype) for part in (place.unsqueeze(-1), torch.from_numpy(weights / 2), powers)
-    )
+    nodes, weights = (torch.tensor(part, dtype=torch.float64) for part in zip(*legendre_rule(count), strict=True))
+    nodes = nodes.unsqueeze(-1)
+    powers = nodes ** torch.arange(1, _CUMULANTS[dtype] + 1)
+    return nodes.to(device, dtype), weights.to(device, dtype), powers.to(device, dtype)
 
 
 def _cumulant_rows() -> list[list[int]]:

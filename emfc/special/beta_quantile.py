@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from emfc.special.beta import beta_shape_slopes, direct_tail, split_tails
-from emfc.special.beta_density import beta_normaliser, beta_weight, blend, halves, log_beta_density, logit_density
+from emfc.special.beta_density import beta_normaliser, beta_weight, log_beta_density, logit_density
 from emfc.special.beta_integral import COARSE, Rule, fine
-from emfc.special.elementwise import differentiable, elementwise
+from emfc.special.elementwise import blend, differentiable, elementwise, halves
 from emfc.special.normal import noise_from_tails
 from emfc.special.precision import wide
+from emfc.special.ratios import bounded_exp
 
 __all__ = ["SCHEDULE", "beta_quantile", "beta_quantile_and_logit", "fifth_order_step"]
 
@@ -153,10 +154,9 @@ def _partials(
     if wanted[0] or wanted[1]:
         below, above = beta_shape_slopes(a, b, x, c, log_p, log_q)
         shapes = tuple(blend(up, -down, lower) for down, up in zip(below, above, strict=True))
-    largest = math.log(torch.finfo(x.dtype).max) - 16  # which leaves room for products
     rows = []
     for exponent, sign in ((excess, 1), (excess, -1), (excess - x.log() - c.log(), 1)):
-        ratio = sign * torch.exp(exponent.clamp(max=largest))
+        ratio = sign * bounded_exp(exponent, room=16)  # for products
         rows.append(
             (*(None if part is None else ratio * part for part in shapes), ratio * lower, ratio * (lower - 1), None)
         )

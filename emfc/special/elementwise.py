@@ -14,12 +14,22 @@ from torch import Tensor
 
 from emfc.special.precision import eager, together
 
-__all__ = ["Kernel", "Partials", "by_region", "differentiable", "elementwise"]
+__all__ = ["Kernel", "Partials", "blend", "by_region", "differentiable", "elementwise", "halves"]
 
 Kernel = Callable[..., tuple[Tensor, ...]]
 Partials = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[bool]], Sequence[Sequence[Tensor | None]]]
 
 _BLOCK = 2**14
+
+
+def blend(no: Tensor, yes: Tensor, choice: Tensor) -> Tensor:
+    """The second where the choice is 1, the first where it is 0; exact, and faster than a choice by sign."""
+    return torch.lerp(no, yes, choice)
+
+
+def halves(choice: Tensor, like: Tensor) -> Tensor:
+    """A mask as numbers 0 and 1 for `blend`."""
+    return choice.to(like.dtype)
 
 
 def _blocks(kernel: Kernel, outputs: int, inputs: Sequence[Tensor], block: int = _BLOCK) -> tuple[Tensor, ...]:
@@ -157,13 +167,16 @@ def differentiable(function: Kernel, partials: Partials) -> Kernel:
                 result.append(total)
             return tuple(result)
 
+    both: Kernel = Both.apply
+    backward: Kernel = Backward.apply
+
     def call(*inputs: Tensor) -> tuple[Tensor, ...]:
         inputs = together(*inputs)
         if not torch.compiler.is_compiling():
-            return Both.apply(*torch.broadcast_tensors(*inputs))  # type: ignore[no-any-return, no-untyped-call]
+            return both(*torch.broadcast_tensors(*inputs))
         # The compiler takes no function with a `jvp`, nor one of several inputs of which none wants a gradient.
         if torch.is_grad_enabled() and any(value.requires_grad for value in inputs):
-            return Backward.apply(*torch.broadcast_tensors(*inputs))  # type: ignore[no-any-return, no-untyped-call]
+            return backward(*torch.broadcast_tensors(*inputs))
         return function(*inputs)
 
     call.__doc__ = function.__doc__

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from emfc.special.elementwise import differentiable
 from emfc.special.normal import log_normal_density
+from emfc.special.polynomials import differentiable_polynomial
 from emfc.special.precision import wide
 
 __all__ = ["normal_probability"]
@@ -68,11 +69,7 @@ def _straight(noise: Tensor) -> tuple[Tensor, ...]:
     x = (math.sqrt(0.5) * noise.abs()).clamp(max=_LARGEST[noise.dtype])
     inverse = 1 / (x + _CENTRE)
     t = 1 - 2 * _CENTRE * inverse
-    first, *rest = reversed(_POLYNOMIAL[noise.dtype])
-    scaled = torch.full_like(t, first)
-    for coefficient in rest:
-        scaled = scaled * t + coefficient
-    tail = torch.exp(-x * x) * inverse * scaled
+    tail = torch.exp(-x * x) * inverse * differentiable_polynomial(_POLYNOMIAL[noise.dtype], t)
     return (torch.where(noise < 0, tail, 1 - tail),)
 
 

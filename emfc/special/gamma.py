@@ -13,10 +13,11 @@ from emfc.special.gamma_regions import log_density, noise_and_density, tails_and
 from emfc.special.gamma_shape import shape_curvatures, shape_slopes
 from emfc.special.normal import log_normal_density, ndtri_exp, tails_from_noise
 from emfc.special.precision import together
+from emfc.special.ratios import bounded_exp
 from emfc.special.stirling import digamma_less_log, log_gamma_one_plus
 
 __all__ = [
-    "bounded_exp",
+    "bounded_ratio",
     "concentration_slopes",
     "gamma_noise_and_density",
     "log_gamma_density",
@@ -37,9 +38,9 @@ _slopes_op = elementwise("gamma_shape_slopes", inputs=4, outputs=2, block=_BLOCK
 _curvatures_op = elementwise("gamma_shape_curvatures", inputs=4, outputs=2, block=_BLOCK)(shape_curvatures)
 
 
-def bounded_exp(exponent: Tensor) -> Tensor:
+def bounded_ratio(exponent: Tensor) -> Tensor:
     """Exponential that is far enough from overflow that noise times it doesn't overflow either."""
-    return torch.exp(exponent.clamp(max=math.log(torch.finfo(exponent.dtype).max) - 5))
+    return bounded_exp(exponent, room=5)
 
 
 def _density_by_concentration(a: Tensor, x: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def _slopes_partials(inputs: Sequence[Tensor], outputs: Sequence[Tensor], wanted
         density = _density(a, x)[0]
         density_slope = _density_by_concentration(a, x)
         by_x = tuple(
-            sign * bounded_exp(density - tail) * (density_slope - slope)
+            sign * bounded_ratio(density - tail) * (density_slope - slope)
             for sign, tail, slope in zip((1, -1), (log_p, log_q), outputs, strict=True)
         )
     return tuple((first, second, None, None) for first, second in zip(by_a, by_x, strict=True))
@@ -90,7 +91,7 @@ def _tails_partials(inputs: Sequence[Tensor], outputs: Sequence[Tensor], wanted:
     if wanted[0]:
         by_a = concentration_slopes(a, x, log_p, log_q)
     if wanted[1]:
-        by_x = bounded_exp(density - log_p), -bounded_exp(density - log_q)
+        by_x = bounded_ratio(density - log_p), -bounded_ratio(density - log_q)
     return *zip(by_a, by_x, strict=True), _density_slopes(a, x, wanted)
 
 
@@ -102,10 +103,10 @@ def _noise_partials(inputs: Sequence[Tensor], outputs: Sequence[Tensor], wanted:
         log_p, log_q = tails_from_noise(noise)
         slope_p, slope_q = concentration_slopes(a, x, log_p, log_q)
         lower = noise < 0
-        mills = bounded_exp(torch.where(lower, log_p, log_q) - normal)
+        mills = bounded_ratio(torch.where(lower, log_p, log_q) - normal)
         by_a = mills * torch.where(lower, slope_p, -slope_q)
     if wanted[1]:
-        by_x = bounded_exp(density - normal)
+        by_x = bounded_ratio(density - normal)
     return (by_a, by_x), _density_slopes(a, x, wanted)
 
 
@@ -175,7 +176,7 @@ def _leading(a: Tensor, log_x: Tensor) -> tuple[Tensor, ...]:
 def _leading_partials(inputs: Sequence[Tensor], outputs: Sequence[Tensor], wanted: Sequence[bool]) -> _Partials:
     (a, log_x), (log_p, _, noise) = inputs, outputs
     by_a = log_x - torch.digamma(1 + a) if wanted[0] else None
-    mills = bounded_exp(log_p - log_normal_density(noise))
+    mills = bounded_ratio(log_p - log_normal_density(noise))
     return (
         (by_a, a),
         (None if by_a is None else by_a + 1 / a, a - 1),

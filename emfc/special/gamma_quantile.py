@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from emfc.special.elementwise import by_region, differentiable, elementwise
-from emfc.special.gamma import bounded_exp, concentration_slopes, log_gamma_density
+from emfc.special.gamma import bounded_ratio, concentration_slopes, log_gamma_density
 from emfc.special.gamma_regions import eta_series, tails_and_density
 from emfc.special.normal import log1mexp, ndtri_exp
+from emfc.special.polynomials import polynomial
 from emfc.special.precision import together
-from emfc.special.stirling import log_gamma_one_plus, polynomial
+from emfc.special.stirling import log_gamma_one_plus
 
 __all__ = ["gamma_quantile", "gamma_quantile_and_log"]
 
@@ -166,7 +167,7 @@ def _partials(
     log_p, log_q = torch.where(lower, small, other), torch.where(lower, other, small)
     tiny = log_x < math.log(torch.finfo(x.dtype).eps)
     log_step = torch.where(tiny, small - log_p - torch.log(a), small - log_gamma_density(a, x) - log_x)
-    step = bounded_exp(log_step)
+    step = bounded_ratio(log_step)
     by_p, by_q = torch.where(lower, step, 0), torch.where(lower, 0, -step)
     if not wanted[0]:
         return (None, x * by_p, x * by_q), (None, by_p, by_q)

@@ -8,14 +8,16 @@ from P + Q = 1.
 from __future__ import annotations
 
 import math
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from emfc.special.elementwise import by_region
 from emfc.special.gamma_regions import SMALL
-from emfc.special.stirling import digamma_less_log, polynomial
+from emfc.special.legendre import legendre_rule
+from emfc.special.polynomials import polynomial
+from emfc.special.stirling import digamma_less_log
 
 __all__ = ["shape_curvatures", "shape_slopes"]
 
@@ -23,22 +25,6 @@ _NODES = {torch.float32: 10, torch.float64: 18}
 _REACH = {torch.float32: 15.0, torch.float64: 30.0}  # how far below its largest log the density is integrated
 _BEND = tuple(1 / math.factorial(n) for n in range(2, 9))  # of (exp(u) - 1 - u) / u^2
 _FLAT = 100.0  # x from which the integrand's exponent needs a series in single precision
-
-
-@cache
-def _legendre(count: int) -> tuple[tuple[float, float], ...]:
-    """Nodes and weights of the Gauss-Legendre rule on [0, 1], by Newton steps: DLMF 3.5.15."""
-    rule = []
-    for k in range(count):
-        z = math.cos(math.pi * (k + 0.75) / (count + 0.5))
-        for _ in range(20):
-            below, value = 1.0, z
-            for n in range(2, count + 1):
-                below, value = value, ((2 * n - 1) * z * value - (n - 1) * below) / n
-            slope = count * (z * value - below) / (z * z - 1)
-            z -= value / slope
-        rule.append((0.5 + 0.5 * z, 1 / ((1 - z * z) * slope * slope)))
-    return tuple(rule)
 
 
 def _power_moments(a: Tensor, x: Tensor, *, curvature: bool) -> tuple[Tensor, ...]:
@@ -77,7 +63,7 @@ def _tail_moments(a: Tensor, x: Tensor, *, sign: int, flat: bool, curvature: boo
     drop, mass = distance * length, torch.zeros_like(a)
     mean, square = torch.zeros_like(a), torch.zeros_like(a)
     signed = length * sign
-    for node, weight in _legendre(_NODES[a.dtype]):
+    for node, weight in legendre_rule(_NODES[a.dtype]):
         u = signed * node
         if flat:
             bend = polynomial(_BEND, u).mul_(u).mul_(u)

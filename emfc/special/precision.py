@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["eager", "together", "wide"]
+__all__ = ["eager", "outside_graphs", "together", "wide"]
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
 
 
 def eager() -> bool:
     """True where a value may steer Python: neither being compiled nor inside a function transform."""
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def outside_graphs(function: _Function) -> _Function:
+    """Decorator of what loops until all elements are done: a compiled program breaks its graph there."""
+    disabled = torch.compiler.disable(function, reason="its loop ends when all elements are done")
+    return cast(_Function, disabled)
 
 
 def wide(value: Tensor) -> Tensor:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from emfc.special.elementwise import differentiable, elementwise
+from emfc.special.elementwise import differentiable, elementwise, halves
+from emfc.special.polynomials import differentiable_polynomial
 
-__all__ = ["expm1_ratio", "log1p_ratio", "log_distance", "log_expm1_ratio", "logistic_pair", "side_of"]
+__all__ = ["bounded_exp", "expm1_ratio", "log1p_ratio", "log_distance", "log_expm1_ratio", "logistic_pair", "side_of"]
 
 _EXPM1 = [1 / math.factorial(n + 1) for n in range(15)]
 _ATANH = [1 / (2 * n + 1) for n in range(9)]
@@ -24,16 +25,16 @@ def side_of(value: Tensor) -> Tensor:
     return torch.copysign(torch.ones_like(value), value.detach())
 
 
-def _horner(coefficients: list[float], x: Tensor) -> Tensor:
-    result = x.new_full((), coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        result = result * x + coefficient
-    return result
+def bounded_exp(exponent: Tensor, *, room: float = 0.0) -> Tensor:
+    """Exponential that stays finite, and below the largest number by so many units of the exponent.
 
-
-def _mask(condition: Tensor, like: Tensor) -> Tensor:
-    """A weight of exactly 0 or 1: `lerp` by it is exact between finite numbers."""
-    return condition.to(like.dtype)
+    Args:
+        exponent: Any shape.
+        room: Log of the largest number with which the result is multiplied.
+    """
+    info = torch.finfo(exponent.dtype)
+    largest = math.log(info.max)
+    return torch.exp(exponent.clamp(max=largest - max(room, 4 * info.eps * largest)))
 
 
 def expm1_ratio(w: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def expm1_ratio(w: Tensor) -> Tensor:
     """
     near = w.abs() < 0.5
     safe = torch.where(near, 1.0, w)
-    return torch.lerp(torch.expm1(safe) / safe, _horner(_EXPM1, w.clamp(-0.5, 0.5)), _mask(near, w))
+    return torch.lerp(torch.expm1(safe) / safe, differentiable_polynomial(_EXPM1, w.clamp(-0.5, 0.5)), halves(near, w))
 
 
 def log_expm1_ratio(w: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ def log_expm1_ratio(w: Tensor) -> Tensor:
     size = safe.abs()
     far = safe.clamp(min=0) + torch.log(-torch.expm1(-size)) - size.log()
     small = w.clamp(-0.5, 0.5)
-    return torch.lerp(far, torch.log1p(small * _horner(_EXPM1[1:], small)), _mask(near, w))
+    return torch.lerp(far, torch.log1p(small * differentiable_polynomial(_EXPM1[1:], small)), halves(near, w))
 
 
 def log1p_ratio(w: Tensor) -> Tensor:
@@ -69,8 +70,8 @@ def log1p_ratio(w: Tensor) -> Tensor:
     safe = torch.where(near, 1.0, w)
     small = w.clamp(-0.2, 0.2)
     turned = small / (2 + small)
-    series = 2 / (2 + small) * _horner(_ATANH, turned * turned)
-    return torch.lerp(torch.log1p(safe) / safe, series, _mask(near, w))
+    series = 2 / (2 + small) * differentiable_polynomial(_ATANH, turned * turned)
+    return torch.lerp(torch.log1p(safe) / safe, series, halves(near, w))
 
 
 def logistic_pair(x: Tensor) -> tuple[Tensor, Tensor]:

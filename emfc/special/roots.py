@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from emfc.special.precision import outside_graphs
+
 __all__ = ["Bracket", "Function", "Root", "attach_root", "increasing_inverse", "increasing_root"]
 
 Function = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -16,7 +18,7 @@ Function = Callable[[Tensor], tuple[Tensor, Tensor]]
 _ITERATIONS = {torch.float32: 64, torch.float64: 100}
 
 
-@torch.compiler.disable(reason="its loop ends when all elements are done")  # type: ignore[untyped-decorator]
+@outside_graphs
 def increasing_root(
     function: Function,
     low: Tensor,

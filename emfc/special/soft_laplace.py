@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from emfc.special.elementwise import elementwise
+from emfc.special.legendre import legendre_rule
 from emfc.special.normal import exact_tails, log1mexp, log_ndtr, log_normal_density, ndtri_exp
 from emfc.special.roots import increasing_root
 
@@ -21,9 +22,7 @@ __all__ = ["soft_laplace_log_density", "soft_laplace_quantile", "soft_laplace_ta
 _LOG_TWO = math.log(2)
 _SHORT = 0.1
 
-# Nodes and weights of Gauss and Legendre's rule of four points on [0, 1].
-_NODES = (0.06943184420297371, 0.33000947820757187, 0.6699905217924281, 0.9305681557970263)
-_WEIGHTS = (0.17392742256872692, 0.32607257743127307, 0.32607257743127307, 0.17392742256872692)
+_RULE = legendre_rule(4)
 
 
 def _log_mills(t: Tensor) -> Tensor:
@@ -46,7 +45,7 @@ def _log_decrease(u: Tensor, d: Tensor) -> Tensor:
     short = d < _SHORT
     step = torch.where(short, d, 0)
     total = torch.zeros_like(t)
-    for node, weight in zip(_NODES, _WEIGHTS, strict=True):
+    for node, weight in _RULE:
         s = t + node * step
         total = total + weight * (torch.exp(-_log_mills(s)) - s)
     outside = t > 0
@@ -111,6 +110,11 @@ def soft_laplace_log_density(asymmetry: Tensor, softness: Tensor, x: Tensor) -> 
 
 @elementwise("soft_laplace_quantile", inputs=4)
 def _quantile(asymmetry: Tensor, softness: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, ...]:
+    """Newton's iteration on the log of the smaller tail, from the end of a bracket.
+
+    Source: Bagnoli and Bergstrom, Log-concave Probability and its Applications, 2005, for the concavity of the log of
+    the tail, as of every variable with a log-concave density.
+    """
     lower = log_p < log_q
     log_p, log_q = exact_tails(log_p, log_q)
     target = torch.where(lower, log_p, log_q)

@@ -205,5 +205,7 @@ def stable_quantile(stability: Tensor, skew: Tensor, log_p: Tensor, log_q: Tenso
 
     Returns:
         A tensor of the common shape, with derivatives of first order by the implicit function theorem.
+
+    Source: the inverse interpolation of `increasing_inverse` on the tails of `log_stable_tails`.
     """
     return stable_draw(stability, skew, noise_from_tails(log_p, log_q))[0]

@@ -1,4 +1,8 @@
-"""Where to begin the search for the quantile of a stable law."""
+"""Where to begin the search for the quantile of a stable law.
+
+Source: Nolan, Univariate Stable Distributions, 2020, chapter 1, for the power law; de Bruijn, Asymptotic Methods in
+Analysis, 1958, chapter 5, for the saddle point whose depth gives the light tail.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,8 @@ def _sum(
 _ORDERS = (0, 1, 0, 0, 2, 1, 1)
 
 
-def _bounded_exp(exponent: Tensor) -> Tensor:
+def _moderate_exp(exponent: Tensor) -> Tensor:
+    """Exponential of at most the largest number to the power of 3/4, for terms that are multiplied and summed."""
     return torch.exp(exponent.clamp(max=0.75 * math.log(torch.finfo(exponent.dtype).max)))
 
 
@@ -69,12 +70,12 @@ def _logs(parts: list[_Part]) -> tuple[Tensor, ...]:
             known = [part.sums[number].abs().log() + scale for part, scale in zip(parts, scales, strict=True)]
             top = torch.stack(known).amax(0).clamp(min=-limit / 32)
             pairs = zip(parts, scales, strict=True)
-            total = sum(part.sums[number] * _bounded_exp(scale - top) for part, scale in pairs)
+            total = sum(part.sums[number] * _moderate_exp(scale - top) for part, scale in pairs)
             results.append(top + torch.as_tensor(total).clamp(min=torch.finfo(top.dtype).tiny).log() - _LOG_PI)
             continue
         base = results[0 if number in (2, 3) else 1] + _LOG_PI
         pairs = zip(parts, scales, strict=True)
-        ratio = sum(part.sums[number] * _bounded_exp(scale - base) for part, scale in pairs)
+        ratio = sum(part.sums[number] * _moderate_exp(scale - base) for part, scale in pairs)
         bound = limit**0.45
         results.append(torch.as_tensor(ratio).nan_to_num(0, bound, -bound).clamp(-bound, bound))
     return tuple(results)

@@ -8,20 +8,20 @@ the positive direction. Three pieces are enough, each with nodes in the logarith
 * one smooth path close to that of constant phase, where the integrand would oscillate on the axis.
 
 Source: Nolan, Numerical calculation of stable densities and distribution functions, Stochastic Models 13, 1997, for the
-path of constant phase (Zolotarev's integral); the splitting at the saddle is our own.
+path of constant phase (Zolotarev's integral); de Bruijn, Asymptotic Methods in Analysis, 1958, chapter 5, for the
+descent from a saddle.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from emfc.special.legendre import legendre_rule
 from emfc.special.stable_exponent import Exponent
 
 __all__ = ["Nodes", "Plan", "along_axis", "between", "deepest", "descent", "peak", "plan_of"]
@@ -143,13 +143,6 @@ def along_axis(e: Exponent, last: Tensor) -> Nodes:
     return Nodes(torch.complex(s, torch.zeros_like(s)), torch.complex(weight, torch.zeros_like(s)))
 
 
-@lru_cache
-def _legendre(count: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Gauss-Legendre nodes and weights on (0, 1)."""
-    places, weights = np.polynomial.legendre.leggauss(count)
-    return tuple((0.5 + 0.5 * places).tolist()), tuple((0.5 * weights).tolist())
-
-
 def _curve(alpha: Tensor, delta: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
     r"""Height of the curve of steepest descent where the phase vanishes on the axis, and its derivative by the angle.
 
@@ -175,9 +168,8 @@ def descent(e: Exponent, leave: Tensor) -> Nodes:
         return value.real > floor
 
     end = _boundary(high, torch.zeros_like(top), top).unsqueeze(-1)
-    places, weights = (
-        torch.tensor(part, dtype=leave.dtype, device=leave.device) for part in _legendre(settings.descent)
-    )
+    rule = zip(*legendre_rule(settings.descent), strict=True)
+    places, weights = (torch.tensor(part, dtype=leave.dtype, device=leave.device) for part in rule)
     # Small stabilities decay late: their nodes are denser there.
     power = torch.where(e.alpha < 0.3, 2, 1).to(leave.dtype).unsqueeze(-1)
     rest = 1 - places

@@ -3,31 +3,72 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["deviance", "digamma_less_log", "log_gamma_one_plus", "log_gamma_scale", "polynomial", "stirling_error"]
+from emfc.special.elementwise import halves
+from emfc.special.polynomials import differentiable_polynomial, polynomial
+
+__all__ = [
+    "deviance",
+    "digamma_less_log",
+    "log_gamma_one_plus",
+    "log_gamma_scale",
+    "log_minus_digamma",
+    "stirling_error",
+]
 
 _EULER = 0.57721566490153286061
 _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
-# B_2n / (2n (2n - 1)) and B_2n / 2n, with the Bernoulli numbers B_2n.
-_STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 156, -3617 / 122400)
+# B_2n / 2n, with the Bernoulli numbers B_2n; from here on series of so many terms are exact to rounding.
 _DIGAMMA = (1 / 12, -1 / 120, 1 / 252, -1 / 240, 1 / 132, -691 / 32760, 1 / 12, -3617 / 8160)
-
-# From here on the series of so many terms are exact to rounding.
 _LARGE = {torch.float32: 5.0, torch.float64: 12.0}
 _TERMS = {torch.float32: 4, torch.float64: 8}
 
+# B_2n / (2n (2n - 1)).
+_SCALE = {
+    torch.float32: (1 / 12, -1 / 360, 1 / 1260),
+    torch.float64: (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188),
+}
 
-def polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    """Value of a polynomial, constant term first, by Horner's scheme; not differentiable."""
-    result = torch.full_like(x, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        result.mul_(x).add_(coefficient)
-    return result
+# From these arguments on the rational functions of 1 / z^2 below are exact to rounding: numerator and denominator.
+_SHIFT = {torch.float32: 2, torch.float64: 4}
+_STIRLING_ERROR = {
+    torch.float32: (
+        (0.08333333333333333, 0.4647060927390614, 0.458094907648311, 0.04828132693023631),
+        (1.0, 5.60980644620207, 5.674608630462658, 0.7222456732620475),
+    ),
+    torch.float64: (
+        (
+            *(0.08333333333333333, 3.369711374732801, 42.3535834956448, 199.69121239954654),
+            *(339.63350493142246, 166.22799901887467, 11.045334177775924),
+        ),
+        (
+            *(1.0, 40.469869830126946, 509.582473799218, 2412.9023467799598),
+            *(4151.457940474618, 2113.3919957972857, 176.39473606965802),
+        ),
+    ),
+}
+_LOG_LESS_DIGAMMA = {
+    torch.float32: (
+        (0.08333333333333333, 0.5696266220467114, 0.7255371141831785, 0.10332247024984782),
+        (1.0, 6.935519464560538, 9.352378269035148, 1.8948446382559487),
+    ),
+    torch.float64: (
+        (
+            *(0.08333333333333333, 3.7729410303106845, 53.998380847585004, 296.4920123848431),
+            *(605.5286298634184, 370.55436203359983, 31.28628508165822),
+        ),
+        (
+            *(1.0, 45.375292363728214, 652.4704803597738, 3621.0404684462983),
+            *(7599.555437858653, 5062.929000684202, 652.0663554508749),
+        ),
+    ),
+}
 
 
 def deviance(x: Tensor) -> Tensor:
@@ -42,18 +83,61 @@ def deviance(x: Tensor) -> Tensor:
     return r * (x - square.mul_(series))
 
 
-def stirling_error(a: Tensor) -> Tensor:
-    r""":math:`\log \Gamma(a) - (a - \frac12) \log a + a - \frac12 \log 2\pi` for a from 5 (float32) or 12 on.
+def _rational(coefficients: tuple[Sequence[float], Sequence[float]], z: Tensor) -> tuple[Tensor, Tensor]:
+    """A rational function of the square of 1 / z, and 1 / z."""
+    inverse = 1 / z
+    square = inverse * inverse
+    above, below = coefficients
+    return polynomial(above, square).div_(polynomial(below, square)), inverse
 
-    Source: DLMF 5.11.1.
+
+def stirling_error(z: Tensor) -> Tensor:
+    r""":math:`\log \Gamma(z) - (z - \frac12) \log z + z - \frac12 \log 2 \pi` of plain tensors.
+
+    Source: DLMF 5.11.1 as a Pade approximant; below its range :math:`\Gamma(z) = \Gamma(z + k) / (z)_k`.
     """
-    inverse = 1 / a
-    return inverse * polynomial(_STIRLING[: _TERMS[a.dtype]], inverse * inverse)
+    shift = _SHIFT[z.dtype]
+    small = z < shift
+    if not bool(small.any()):
+        result, inverse = _rational(_STIRLING_ERROR[z.dtype], z)
+        return result.mul_(inverse)
+    chosen = halves(small, z)
+    low = z.clamp(max=shift)
+    up = low + shift
+    rising = low * (low + (shift - 1))  # z (z + 1) or, with the next line, z (z + 1) (z + 2) (z + 3)
+    rising = rising / (up * up) if shift == 2 else rising * (rising + 2) / (up * up).square_()
+    moved = (low - 0.5) * torch.log1p(shift / low) - shift - rising.log_()
+    result, inverse = _rational(_STIRLING_ERROR[z.dtype], torch.add(z, chosen, alpha=shift))
+    return result.mul_(inverse).addcmul_(moved, chosen)
+
+
+def log_minus_digamma(z: Tensor) -> Tensor:
+    r""":math:`\log z - \psi(z)` of plain tensors, exact where it is small.
+
+    Source: DLMF 5.11.2 as a Pade approximant; below its range the recurrence 5.5.2.
+    """
+    shift = _SHIFT[z.dtype]
+    small = z < shift
+    chosen = halves(small, z)
+    result, inverse = _rational(_LOG_LESS_DIGAMMA[z.dtype], torch.add(z, chosen, alpha=shift))
+    result = result.mul_(inverse).add_(0.5).mul_(inverse)
+    if bool(small.any()):
+        low = z.clamp(max=shift)
+        pair = 1 / low + 1 / (low + (shift - 1))
+        if shift == 4:
+            pair = pair + (1 / (low + 1) + 1 / (low + 2))
+        result.addcmul_(pair - torch.log1p(shift / low), chosen)
+    return result
 
 
 def log_gamma_scale(a: Tensor) -> Tensor:
-    r""":math:`a \log a - a - \log \Gamma(a)` for large a: :math:`\frac12 \log (a / 2\pi)` less Stirling's error."""
-    return 0.5 * torch.log(a) - _HALF_LOG_TWO_PI - stirling_error(a)
+    r""":math:`a \log a - a - \log \Gamma(a)` for a from 8 (float32) or 20 on; not differentiable.
+
+    That is :math:`\frac12 \log (a / 2\pi)` less Stirling's error, which is so small there that few terms of its
+    series, DLMF 5.11.1, are enough.
+    """
+    inverse = 1 / a
+    return 0.5 * torch.log(a) - _HALF_LOG_TWO_PI - inverse * polynomial(_SCALE[a.dtype], inverse * inverse)
 
 
 @cache
@@ -80,7 +164,7 @@ def log_gamma_one_plus(a: Tensor) -> Tensor:
 
 
 def digamma_less_log(a: Tensor) -> Tensor:
-    r""":math:`\psi(a) - \log a`, without cancellation for large a; differentiable.
+    r""":math:`\psi(a) - \log a`, without cancellation for large a; differentiable, unlike `log_minus_digamma`.
 
     Source: DLMF 5.11.2.
     """
@@ -88,8 +172,6 @@ def digamma_less_log(a: Tensor) -> Tensor:
     far = 1 / a.clamp(min=limit)
     square = far * far
     terms = _DIGAMMA[: _TERMS[a.dtype]]
-    series = torch.full_like(square, terms[-1])
-    for term in reversed(terms[:-1]):
-        series = series * square + term
+    series = differentiable_polynomial(terms, square)
     near = a.clamp(max=limit)
     return torch.where(a < limit, torch.digamma(near) - torch.log(near), -0.5 * far - square * series)

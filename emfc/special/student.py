@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from emfc.special.beta import split_tails
-from emfc.special.beta_density import blend, halves, log_minus_digamma, stirling_error
 from emfc.special.beta_integral import Rule, fine, tail_over_density, tail_with_slopes
-from emfc.special.elementwise import by_region, differentiable, elementwise
+from emfc.special.elementwise import blend, by_region, differentiable, elementwise, halves
 from emfc.special.precision import wide
+from emfc.special.stirling import log_minus_digamma, stirling_error
 from emfc.special.student_normal import LARGEST_NOISE, LEAST_FREEDOM, REACH, noise_factor
 
 __all__ = [

@@ -2,8 +2,9 @@ r"""Student's t as a transformed normal variable, where it is nearly one: Wallac
 
 With :math:`q = \log(1 + t^2 / \nu)` the noise e of t is :math:`\sqrt{\nu q}` times a function of q and
 :math:`1 / \nu` that is smooth and nearly 1, and :math:`q \nu / e^2` is such a function of :math:`e^2 / \nu` and
-:math:`1 / \nu`. Both are polynomials here, for at least 8 degrees of freedom and q up to 1.5. They were fitted to
-values of 30 digits, at the nodes of Chebyshev polynomials in both variables, and are exact to rounding.
+:math:`1 / \nu`. Both are polynomials here, for at least 8 degrees of freedom and q (or :math:`e^2 / \nu`) up to 1.5.
+They differ from the factors, computed with 30 digits at the nodes of Chebyshev polynomials in both variables, by less
+than a rounding of float64.
 
 Source: Wallace, Bounds on normal approximations to Student's and the chi-square distributions, 1959, for the form.
 """

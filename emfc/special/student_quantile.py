@@ -12,10 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from emfc.special.beta_density import blend, halves
 from emfc.special.beta_integral import Rule
 from emfc.special.beta_quantile import SCHEDULE, fifth_order_step
-from emfc.special.elementwise import by_region, differentiable, elementwise
+from emfc.special.elementwise import blend, by_region, differentiable, elementwise, halves
 from emfc.special.normal import noise_from_tails
 from emfc.special.precision import wide
 from emfc.special.student import (

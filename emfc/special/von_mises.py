@@ -3,6 +3,8 @@ r"""The von Mises distribution on the circle cut open at :math:`\pm \pi`: both l
 Every tail is a sum of at most two integrals of :math:`e^{\kappa \cos t}` over intervals on which it falls, each found
 by one rule of Gauss and Legendre on the stretch where it matters; nothing is subtracted, so that tails are exact for
 any concentration and next to the cut too.
+
+Source: DLMF 10.32.1, for the normalisation of the density as for the tails.
 """
 
 from __future__ import annotations
@@ -11,10 +13,10 @@ import math
 from collections.abc import Sequence
 
 import torch
-from numpy.polynomial.legendre import leggauss
 from torch import Tensor
 
 from emfc.special.elementwise import by_region, differentiable, elementwise
+from emfc.special.legendre import legendre_rule
 from emfc.special.normal import log1mexp, ndtri_exp
 from emfc.special.roots import increasing_root
 
@@ -25,9 +27,6 @@ _LOG_TWO_PI = math.log(2 * math.pi)
 
 # Orders of magnitude (in e) that an integrand falls over the stretch, and nodes of the rule.
 _REACH = {torch.float32: (18.0, 14), torch.float64: (38.0, 28)}
-_RULES = {
-    count: [(float(0.5 + 0.5 * x), float(0.5 * w)) for x, w in zip(*leggauss(count), strict=True)] for count in (14, 28)
-}
 _LARGE = 30.0
 _SERIES = [1.0]
 for _k in range(1, 16):
@@ -76,7 +75,7 @@ def _moments(k: Tensor, a: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     span = _stretch(k, a, length)
     sine, cosine = torch.sin(a), torch.cos(a)
     total, weighted = torch.zeros_like(a), torch.zeros_like(a)
-    for node, weight in _RULES[_REACH[a.dtype][1]]:
+    for node, weight in legendre_rule(_REACH[a.dtype][1]):
         s = torch.sin((0.5 * node) * span)
         fall = 2 * s * (sine * torch.sqrt(1 - s * s) + cosine * s)
         mass = weight * torch.exp(-k * fall)
@@ -224,7 +223,10 @@ def _reduced(loc: Tensor) -> Tensor:
 
 @elementwise("von_mises_quantile", inputs=4, outputs=3)
 def _quantile(k: Tensor, m: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, ...]:
-    """Solved for the log of the distance to the cut where that is nearer than the mode, else for the angle."""
+    """Solved for the log of the distance to the cut where that is nearer than the mode, else for the angle.
+
+    Source: DLMF 10.32.1 as in `von_mises_tails`; Newton's iteration on the log of the smaller tail within a bracket.
+    """
     flip = m < 0
     lower = (log_p < log_q) ^ flip
     norm = log_bessel_i0e(k) + _LOG_TWO_PI

@@ -16,18 +16,13 @@ from emfc.special.beta_density import beta_normaliser, log_beta_density
 from emfc.special.beta_quantile import beta_quantile, beta_quantile_and_logit
 from emfc.special.precision import wide
 from emfc.transforms.base import NormalTransform
+from emfc.transforms.distances import positive
 from emfc.transforms.family import CDFTransform, Evaluation, ScalarFamily
 from emfc.transforms.moved import AffineFamily
 from emfc.transforms.registry import family_of, from_normal, scalar_family
 from emfc.transforms.supports import Position
 
 __all__ = ["Beta", "FisherSnedecor"]
-
-
-def _positive(value: Tensor) -> Tensor:
-    """At least the smallest positive number."""
-    info = torch.finfo(value.dtype)
-    return value.clamp(min=info.tiny * info.eps)
 
 
 @family_of(td.Beta)
@@ -44,7 +39,7 @@ class Beta(ScalarFamily):
     def _distances(self, at: Position) -> tuple[Tensor, Tensor]:
         below = at.value if at.below is None else at.below
         above = 1 - at.value if at.above is None else at.above
-        return _positive(below), _positive(above)
+        return positive(below), positive(above)
 
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""
@@ -92,7 +87,7 @@ class FisherSnedecor(ScalarFamily):
         # the derivative of a small complement is that of its log, for its square may underflow
         log_rest = logsigmoid(-torch.log(torch.where(odds > 1, odds, 1)))
         far = rest.detach() * torch.exp(log_rest - log_rest.detach())
-        return _positive(odds * rest), torch.where(odds > 1, far, rest)
+        return positive(odds * rest), torch.where(odds > 1, far, rest)
 
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""

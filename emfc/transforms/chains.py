@@ -25,8 +25,8 @@ from torch.distributions.transforms import (
 )
 
 from emfc.transforms.base import InverseTransform, LadjTransform
-from emfc.transforms.curves import CDFPart, ELUPart, PowerPart, ReversedPart, SignedPowerPart, SoftplusPart
 from emfc.transforms.ends import OPEN, Ends, within
+from emfc.transforms.further_parts import CDFPart, ELUPart, PowerPart, ReversedPart, SignedPowerPart, SoftplusPart
 from emfc.transforms.parts import AffinePart, ExpPart, GeneralPart, LogitPart, LogPart, Part, SigmoidPart
 from emfc.transforms.registry import scalar_family
 from emfc.transforms.supports import Position

@@ -14,7 +14,7 @@ from torch.distributions import constraints
 from emfc.special.precision import wide
 from emfc.special.von_mises import von_mises_log_density, von_mises_quantile, von_mises_tails
 from emfc.transforms.family import Evaluation, ScalarFamily
-from emfc.transforms.registry import UnsupportedFamilyError, family_of, from_normal, scalar_family
+from emfc.transforms.registry import UnsupportedFamilyError, family_of, from_normal, refusing, scalar_family
 from emfc.transforms.supports import Position
 
 __all__ = ["VonMises"]
@@ -63,10 +63,10 @@ class VonMises(ScalarFamily):
 
 
 def _refuse(instead: str) -> Any:
+    @refusing
     def refuse(dist: td.Distribution) -> Any:
         raise UnsupportedFamilyError(f"{type(dist).__name__} has no transform from normal noise; {instead}.")
 
-    refuse.refuses = True  # type: ignore[attr-defined]
     return refuse
 
 

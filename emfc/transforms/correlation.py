@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from pyro.distributions import LKJ
 from pyro.distributions import constraints as pyro_constraints
-from torch import Size, Tensor
+from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid, pad
@@ -17,10 +16,10 @@ from emfc.special.precision import wide
 from emfc.transforms.affine import SupportedNormal
 from emfc.transforms.base import IndependentNormal, LadjTransform, NormalTransform
 from emfc.transforms.family import UnconstrainedCDF
+from emfc.transforms.packed_triangle import TriangleMap, packed, side_of_triangle, triangle
 from emfc.transforms.registry import from_normal, scalar_family
 from emfc.transforms.rescaled import RescaledNormal
 from emfc.transforms.supports import unconstrained_map
-from emfc.transforms.triangle import packed, side_of_triangle, triangle
 
 __all__ = ["CorrCholeskyMap", "CorrelationMap", "is_symmetric", "safe_cholesky"]
 
@@ -50,7 +49,7 @@ def _asinh_of_ratio(value: Tensor, length: Tensor) -> Tensor:
     return torch.where(far, value.detach().sign() * large, torch.asinh(torch.where(far, 0, value) / length))
 
 
-class CorrCholeskyMap(LadjTransform):
+class CorrCholeskyMap(TriangleMap):
     r"""Real vectors [..., d (d - 1) / 2] to Cholesky factors [..., d, d] of correlation matrices.
 
     .. math:: t_{ij} = \tanh y_{ij}, \qquad L_{ij} = t_{ij} \prod_{l<j} \sqrt{1 - t_{il}^2}, \quad j < i
@@ -64,17 +63,8 @@ class CorrCholeskyMap(LadjTransform):
     method, 2009; Stan Reference Manual, "Cholesky factors of correlation matrices".
     """
 
-    domain = constraints.real_vector
+    diagonal = False
     codomain = constraints.corr_cholesky
-
-    def forward_shape(self, shape: Sequence[int]) -> Size:
-        """A square matrix for each vector."""
-        side = side_of_triangle(shape[-1], diagonal=False)
-        return Size((*shape[:-1], side, side))
-
-    def inverse_shape(self, shape: Sequence[int]) -> Size:
-        """A vector for each square matrix."""
-        return Size((*shape[:-2], shape[-1] * (shape[-1] - 1) // 2))
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Factor, with a positive diagonal, and log-Jacobian."""
@@ -110,9 +100,6 @@ class CorrCholeskyMap(LadjTransform):
         count: Tensor = 1 + 0.5 * (rows - 1 - columns).to(coordinate.dtype)
         return (count * _log_one_minus_square(coordinate)).sum(-1)
 
-    def __repr__(self) -> str:
-        return "CorrCholeskyMap()"
-
 
 def _log_one_minus_square(coordinate: Tensor) -> Tensor:
     r""":math:`\log(1 - \tanh^2 y) = -2 \log \cosh y`, exact for large y."""
@@ -139,7 +126,7 @@ def is_symmetric(matrix: Tensor) -> Tensor:
     return near.flatten(-2).all(-1)
 
 
-class CorrelationMap(LadjTransform):
+class CorrelationMap(TriangleMap):
     r"""Real vectors [..., d (d - 1) / 2] to correlation matrices [..., d, d], through their Cholesky factors.
 
     The log-Jacobian is with respect to the strictly lower triangle. A matrix that rounding makes singular is moved
@@ -147,20 +134,12 @@ class CorrelationMap(LadjTransform):
     told from one.
     """
 
-    domain = constraints.real_vector
+    diagonal = False
     codomain = pyro_constraints.corr_matrix
 
     def __init__(self) -> None:
         super().__init__()
         self.factor = CorrCholeskyMap()
-
-    def forward_shape(self, shape: Sequence[int]) -> Size:
-        """A square matrix for each vector."""
-        return self.factor.forward_shape(shape)
-
-    def inverse_shape(self, shape: Sequence[int]) -> Size:
-        """A vector for each square matrix."""
-        return self.factor.inverse_shape(shape)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Correlation matrix and log-Jacobian."""
@@ -189,9 +168,6 @@ class CorrelationMap(LadjTransform):
         columns = torch.tril_indices(side, side, -1, device=coordinate.device)[1]
         count: Tensor = 1 + 0.5 * (side - 2 - columns).to(coordinate.dtype)
         return (count * _log_one_minus_square(coordinate)).sum(-1)
-
-    def __repr__(self) -> str:
-        return "CorrelationMap()"
 
 
 @unconstrained_map.register(type(constraints.corr_cholesky))

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["bounded_exp", "next_number", "steady"]
+__all__ = ["next_number", "positive", "positive_exp", "steady"]
 
 
 def _least(dtype: torch.dtype) -> float:
@@ -27,10 +27,16 @@ def steady(coordinate: Tensor, *, both: bool = False) -> Tensor:
     return near + (coordinate.detach() - near.detach())
 
 
-def bounded_exp(coordinate: Tensor) -> Tensor:
+def positive_exp(coordinate: Tensor) -> Tensor:
     """Exponential that neither overflows nor vanishes."""
     info = torch.finfo(coordinate.dtype)
     return torch.exp(coordinate.clamp(math.log(info.tiny) - 15, math.log(info.max) * (1 - 2 * info.eps)))
+
+
+def positive(value: Tensor) -> Tensor:
+    """At least the smallest positive number."""
+    info = torch.finfo(value.dtype)
+    return value.clamp(min=info.tiny * info.eps)
 
 
 def next_number(end: Tensor, upward: bool) -> Tensor:

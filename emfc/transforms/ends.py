@@ -22,7 +22,6 @@ __all__ = [
     "UNIT",
     "Ends",
     "between",
-    "bounded_exp",
     "ends_of",
     "from_zero",
     "inner_end",
@@ -37,12 +36,6 @@ Ends = tuple[Bound | None, Bound | None]
 OPEN: Ends = (None, None)
 UNIT: Ends = (0.0, 1.0)
 POSITIVE: Ends = (0.0, None)
-
-
-def bounded_exp(exponent: Tensor) -> Tensor:
-    """The exponential, finite."""
-    limit = math.log(torch.finfo(exponent.dtype).max) * (1 - 4 * torch.finfo(exponent.dtype).eps)
-    return torch.exp(exponent.clamp(max=limit))
 
 
 def scaled_exp(scale: Tensor, exponent: Tensor) -> Tensor:

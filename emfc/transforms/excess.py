@@ -12,7 +12,7 @@ from emfc.special.normal import log1mexp
 from emfc.special.precision import eager
 from emfc.transforms.dispatch import class_dispatch
 from emfc.transforms.family import ScalarFamily
-from emfc.transforms.interval import NODES
+from emfc.transforms.interval import RULE
 from emfc.transforms.moved import AffineFamily
 from emfc.transforms.scalar import Exponential, HalfNormal, Laplace, Logistic, Normal
 from emfc.transforms.supports import Position
@@ -68,8 +68,7 @@ def log_within(family: ScalarFamily, end: Position, distance: Tensor, upward: bo
     if eager() and not bool(short.any()):
         return direct
     width = torch.where(short, distance.clamp(min=tiny), tiny)
-    pairs = [pair for node, weight in NODES for pair in ((node, weight), (1 - node, weight))]
-    place, weight = torch.tensor(pairs, dtype=width.dtype, device=width.device).T
+    place, weight = torch.tensor(RULE, dtype=width.dtype, device=width.device).T
     rank = max(known.log_tail.dim(), width.dim())
     place, weight = (part.reshape(-1, *(1,) * rank) for part in (place, weight))
     terms = weight.log() + excess(family, end, width * place, upward).log_density

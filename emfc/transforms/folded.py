@@ -64,7 +64,8 @@ class Folded(SolvedFamily):
         rest = torch.log1p(-torch.exp(half))
         right, left = self.base.quantile(rest, half), -self.base.quantile(half, rest)
         low, high = coordinate_limits(self.support_map, noise.dtype)
-        least, most = (end.log().nan_to_num(low).clamp(low, high) for end in (_positive(left), _positive(right)))
+        tiny = torch.finfo(noise.dtype).tiny
+        least, most = (end.clamp(min=tiny).log().nan_to_num(low).clamp(low, high) for end in (left, right))
         log_prob, log_cdf, log_sf = self.base.evaluate(Position(torch.zeros_like(noise)))
         near = (log_p - log_prob - torch.log(torch.full_like(log_p, 2))).nan_to_num(0.0).clamp(low, high)
         central = (log_cdf - log_sf).abs() < 0.5  # the medians of both sides lie near 0, and are rounded
@@ -73,7 +74,3 @@ class Folded(SolvedFamily):
         first = torch.where(small, low, torch.minimum(least, most))
         last = torch.where(small, high, torch.maximum(least, most))
         return first, last, torch.where(small, near, torch.logaddexp(least, most) - 0.6931471805599453)
-
-
-def _positive(value: Tensor) -> Tensor:
-    return value.clamp(min=torch.finfo(value.dtype).tiny)

@@ -19,17 +19,12 @@ from emfc.special.gamma import (
 from emfc.special.gamma_quantile import gamma_quantile_and_log
 from emfc.special.normal import log1mexp, tails_from_noise
 from emfc.special.precision import eager, wide
+from emfc.transforms.distances import positive
 from emfc.transforms.family import Evaluation, ScalarFamily
 from emfc.transforms.registry import family_of
 from emfc.transforms.supports import Position
 
 __all__ = ["Gamma", "InverseGamma"]
-
-
-def _positive(value: Tensor) -> Tensor:
-    """At least the smallest positive number."""
-    info = torch.finfo(value.dtype)
-    return value.clamp(min=info.tiny * info.eps)
 
 
 def _underflow(z: Tensor) -> Tensor | None:
@@ -50,9 +45,9 @@ class Gamma(ScalarFamily):
 
     def _standard(self, at: Position) -> tuple[Tensor, Tensor, Tensor | None]:
         """Value times rate, the value, and where the product is too small for an exact number, None for nowhere."""
-        value = _positive(at.value if at.below is None else at.below)
+        value = positive(at.value if at.below is None else at.below)
         z = value * self.rate
-        return _positive(z), value, _underflow(z)
+        return positive(z), value, _underflow(z)
 
     def _leading(self, value: Tensor, small: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log lower tail, log density and noise with rate 1, where the product of value and rate underflows."""
@@ -131,7 +126,7 @@ class InverseGamma(ScalarFamily):
         value = torch.maximum(value, least.to(value.dtype))
         log_z = self.rate.log() - value.log()
         # the derivatives are those of the log, for the square of the reciprocal may underflow
-        return value, _positive((self.rate / value).detach() * torch.exp(log_z - log_z.detach()))
+        return value, positive((self.rate / value).detach() * torch.exp(log_z - log_z.detach()))
 
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""

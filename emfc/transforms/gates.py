@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, broadcast_shapes
 
 from emfc.special.normal import log_normal_density
-from emfc.special.precision import eager, wide
+from emfc.special.precision import eager, outside_graphs, wide
 from emfc.special.roots import Bracket, attach_root, increasing_inverse
 from emfc.transforms.affine import MultivariateNormalTransform, NormalAffine, SupportedNormal
 from emfc.transforms.base import BroadcastNormal, IndependentNormal, NormalTransform
@@ -135,7 +135,7 @@ class GatedReal(NormalTransform):
         _, ladj = self.base.inverse_and_ladj(attach_root(root, residual, slope))
         return noise, -_stretch(-ladj, self.gate)
 
-    @torch.compiler.disable(reason="its loop ends when all elements are done")  # type: ignore[untyped-decorator]
+    @outside_graphs
     def _root(self, y: Tensor) -> Tensor:
         with torch.no_grad():
             gate = self.gate.detach()

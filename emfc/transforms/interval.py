@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Size, Tensor
 
+from emfc.special.legendre import legendre_rule
 from emfc.special.normal import log1mexp, log_sum_exp
 from emfc.special.precision import eager
 from emfc.transforms.components import map_parameters, parameters_of
-from emfc.transforms.curves import PowerPart, ReversedPart, SoftplusPart
 from emfc.transforms.dispatch import class_dispatch
 from emfc.transforms.family import Evaluation, ScalarFamily
+from emfc.transforms.further_parts import PowerPart, ReversedPart, SoftplusPart
 from emfc.transforms.mixture import ContinuousMixture
 from emfc.transforms.moved import TransformedFamily
 from emfc.transforms.parts import AffinePart, ExpPart, LogitPart, LogPart, Part, SigmoidPart
@@ -22,17 +23,11 @@ from emfc.transforms.scalar import Laplace
 from emfc.transforms.skewed import AsymmetricLaplace
 from emfc.transforms.supports import Position
 
-__all__ = ["NODES", "check_mass", "log_mass"]
+__all__ = ["RULE", "check_mass", "log_mass"]
 
 _SMOOTH_PARTS = (AffinePart, ExpPart, LogitPart, LogPart, PowerPart, SigmoidPart, SoftplusPart)
 
-# Nodes and weights of Gauss and Legendre's rule of order 8 on [0, 1].
-NODES = (
-    (0.019855071751231884158, 0.050614268145188129576),
-    (0.101666761293186630204, 0.111190517226687235272),
-    (0.237233795041835507091, 0.156853322938943643669),
-    (0.408282678752175097530, 0.181341891689180991483),
-)
+RULE = legendre_rule(8)
 _SHORT = 0.125  # growth of the log of a tail below which an interval is integrated
 _NEAR = 0.25  # and its width beside the distance from the support's ends
 
@@ -124,8 +119,7 @@ def _some(at: Position, take: Callable[[Tensor], Tensor]) -> Position:
 
 def _integral(family: ScalarFamily, low: Position, high: Position, width: Tensor) -> Tensor:
     """Log of the density's integral, the nodes in a new first dimension."""
-    pairs = [pair for node, weight in NODES for pair in ((node, weight), (1 - node, weight))]
-    place, weight = torch.tensor(pairs, dtype=width.dtype, device=width.device).T
+    place, weight = torch.tensor(RULE, dtype=width.dtype, device=width.device).T
     rank = len(torch.broadcast_shapes(family.batch_shape, width.shape, low.value.shape))
     place, weight = (part.reshape(-1, *(1,) * rank) for part in (place, weight))
     at = Position(

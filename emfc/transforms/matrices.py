@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
 
@@ -15,10 +14,10 @@ from emfc.transforms.affine import NormalAffine, SupportedNormal
 from emfc.transforms.base import LadjTransform, NormalTransform
 from emfc.transforms.correlation import is_symmetric, safe_cholesky
 from emfc.transforms.family import UnconstrainedCDF
+from emfc.transforms.packed_triangle import TriangleMap, packed, triangle
 from emfc.transforms.registry import from_normal, scalar_family
 from emfc.transforms.rescaled import RescaledNormal
 from emfc.transforms.supports import unconstrained_map
-from emfc.transforms.triangle import packed, side_of_triangle, triangle
 from emfc.transforms.triangular import TriangularTransform
 
 __all__ = ["LowerCholeskyMap", "PositiveDefiniteMap", "WishartFactor"]
@@ -34,24 +33,15 @@ def _exp(value: Tensor) -> Tensor:
     return torch.exp(value.clamp(0.4 * math.log(info.tiny), 0.45 * math.log(info.max)))
 
 
-class LowerCholeskyMap(LadjTransform):
+class LowerCholeskyMap(TriangleMap):
     """Real vectors [..., d (d + 1) / 2] to lower triangular matrices [..., d, d] with a positive diagonal.
 
     The vector holds the lower triangle in the order of rows, with the logs of the diagonal. The log-Jacobian is with
     respect to the lower triangle.
     """
 
-    domain = constraints.real_vector
+    diagonal = True
     codomain = constraints.lower_cholesky
-
-    def forward_shape(self, shape: Sequence[int]) -> Size:
-        """A square matrix for each vector."""
-        side = side_of_triangle(shape[-1], diagonal=True)
-        return Size((*shape[:-1], side, side))
-
-    def inverse_shape(self, shape: Sequence[int]) -> Size:
-        """A vector for each square matrix."""
-        return Size((*shape[:-2], shape[-1] * (shape[-1] + 1) // 2))
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Factor and log-Jacobian."""
@@ -70,31 +60,20 @@ class LowerCholeskyMap(LadjTransform):
         coordinate = packed(lower + torch.diag_embed(logs), diagonal=True)
         return coordinate, torch.where(inside, -logs.sum(-1), -torch.inf)
 
-    def __repr__(self) -> str:
-        return "LowerCholeskyMap()"
 
-
-class PositiveDefiniteMap(LadjTransform):
+class PositiveDefiniteMap(TriangleMap):
     """Real vectors [..., d (d + 1) / 2] to positive definite matrices [..., d, d], through their Cholesky factors.
 
     The vector is that of `LowerCholeskyMap`; the log-Jacobian is with respect to the lower triangle. A matrix that
     rounding makes singular gets as much on its diagonal as makes it positive definite again.
     """
 
-    domain = constraints.real_vector
+    diagonal = True
     codomain = constraints.positive_definite
 
     def __init__(self) -> None:
         super().__init__()
         self.factor = LowerCholeskyMap()
-
-    def forward_shape(self, shape: Sequence[int]) -> Size:
-        """A square matrix for each vector."""
-        return self.factor.forward_shape(shape)
-
-    def inverse_shape(self, shape: Sequence[int]) -> Size:
-        """A vector for each square matrix."""
-        return self.factor.inverse_shape(shape)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Matrix and log-Jacobian."""
@@ -114,9 +93,6 @@ class PositiveDefiniteMap(LadjTransform):
         symmetric = is_symmetric(y)
         coordinate, ladj = self.factor.inverse_and_ladj(factor)
         return coordinate, torch.where(good & symmetric, ladj - _product_stretch(coordinate, y.shape[-1]), -torch.inf)
-
-    def __repr__(self) -> str:
-        return "PositiveDefiniteMap()"
 
 
 def _product_stretch(coordinate: Tensor, side: int) -> Tensor:

@@ -17,7 +17,7 @@ from emfc.transforms.components import evaluate_components, locate_in_union, par
 from emfc.transforms.discrete import MixedTableFamily, TableFamily
 from emfc.transforms.family import CDFTransform, Evaluation, ScalarFamily
 from emfc.transforms.layout import FlatMixture, Layout
-from emfc.transforms.mixing import mixture_quantiles
+from emfc.transforms.mixture_quantile import mixture_quantiles
 from emfc.transforms.registry import UnsupportedFamilyError, from_normal, scalar_family
 from emfc.transforms.solved import SolvedFamily, coordinate_limits
 from emfc.transforms.supports import Position

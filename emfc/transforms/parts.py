@@ -14,11 +14,10 @@ from torch.distributions.transforms import Transform
 from torch.nn.functional import logsigmoid
 
 from emfc.special.precision import eager, wide
-from emfc.special.ratios import log_distance, logistic_pair
+from emfc.special.ratios import bounded_exp, log_distance, logistic_pair
 from emfc.transforms.ends import (
     OPEN,
     Ends,
-    bounded_exp,
     ends_of,
     from_zero,
     inner_end,

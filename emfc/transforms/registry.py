@@ -14,9 +14,10 @@ if TYPE_CHECKING:
     from emfc.transforms.base import NormalTransform
     from emfc.transforms.family import ScalarFamily
 
-__all__ = ["UnsupportedFamilyError", "family_of", "from_normal", "nearest_families", "scalar_family"]
+__all__ = ["UnsupportedFamilyError", "family_of", "from_normal", "nearest_families", "refusing", "scalar_family"]
 
 _Family = TypeVar("_Family", bound="type[ScalarFamily]")
+_Refusal = TypeVar("_Refusal", bound=Callable[..., object])
 
 
 class UnsupportedFamilyError(NotImplementedError):
@@ -75,6 +76,12 @@ def family_of(*distributions: type[Distribution]) -> Callable[[_Family], _Family
         return family
 
     return register
+
+
+def refusing(refusal: _Refusal) -> _Refusal:
+    """Decorator of a function that is registered to refuse its families with a reason of their own."""
+    refusal.__dict__["refuses"] = True
+    return refusal
 
 
 def _kind(support: object) -> tuple[bool, int, bool]:

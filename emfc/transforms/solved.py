@@ -12,7 +12,7 @@ from torch import Size, Tensor
 from torch.autograd import forward_ad
 
 from emfc.special.normal import log_normal_density, noise_from_tails
-from emfc.special.precision import eager
+from emfc.special.precision import eager, outside_graphs
 from emfc.special.roots import Bracket, Function, attach_root, increasing_inverse
 from emfc.transforms.components import map_parameters, parameters_of
 from emfc.transforms.family import ScalarFamily
@@ -60,6 +60,9 @@ class SolvedFamily(ScalarFamily):
     A subclass gives `evaluate` and `guess`. The quantile is solved in the unconstrained coordinate of the support, so
     that distances from its ends are exact, and for the noise, in which it is nearly straight. Derivatives of draws are
     exact and of first order.
+
+    Source: the inverse interpolation of `increasing_inverse`; Figurnov, Mohamed and Mnih, Implicit Reparameterization
+    Gradients, 2018, for the derivatives.
     """
 
     @abstractmethod
@@ -98,7 +101,7 @@ class SolvedFamily(ScalarFamily):
         known = self.parameters()
         return is_recorded(None if known is None else [value, *known])
 
-    @torch.compiler.disable(reason="its loop ends when all elements are done")  # type: ignore[untyped-decorator]
+    @outside_graphs
     def solve(self, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Coordinates and log densities of draws, and a last step of their values, all without gradients."""
         with torch.no_grad():

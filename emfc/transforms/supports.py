@@ -16,7 +16,7 @@ from emfc.special.precision import eager, wide
 from emfc.special.ratios import log_distance, logistic_pair
 from emfc.transforms.base import IndependentTransform, LadjTransform
 from emfc.transforms.dispatch import class_dispatch
-from emfc.transforms.distances import bounded_exp, next_number, steady
+from emfc.transforms.distances import next_number, positive_exp, steady
 from emfc.transforms.registry import UnsupportedFamilyError
 
 __all__ = [
@@ -202,7 +202,7 @@ class LowerBounded(SupportMap):
 
     def position(self, coordinate: Tensor) -> tuple[Position, Tensor]:
         """Value and distance to the lower end."""
-        below = bounded_exp(steady(coordinate))
+        below = positive_exp(steady(coordinate))
         value = below if not isinstance(self.low, Tensor) and self.low == 0 else self.low + below
         return Position(value, below), coordinate
 
@@ -229,7 +229,7 @@ class UpperBounded(SupportMap):
 
     def position(self, coordinate: Tensor) -> tuple[Position, Tensor]:
         """Value and distance to the upper end."""
-        above = bounded_exp(steady(-coordinate))
+        above = positive_exp(steady(-coordinate))
         return Position(self.high - above, None, above), -coordinate
 
     def coordinate(self, position: Position) -> tuple[Tensor, Tensor]:

@@ -35,7 +35,7 @@ from emfc.transforms.wrappers import TransformedNormal, scalar_map_of
 
 __all__ = ["ElementwiseNormal"]
 
-# Constraint maps of our own in place of torch's, with the same coordinates, that keep their place near the ends.
+# The constraint maps that stand in for torch's: they have the same coordinates and keep their place near the ends.
 _MAPS: dict[type, Callable[[], Transform]] = {
     StickBreakingTransform: SimplexMap,
     CorrCholeskyTransform: CorrCholeskyMap,

@@ -81,7 +81,7 @@ class TruncatedFamily(SolvedFamily):
         return constraints.greater_than(self.low) if self.high is None else constraints.interval(self.low, self.high)
 
     def _ends(self, like: Tensor) -> _Ends:
-        """The ends that are cut, as positions in the base's support."""
+        """Lower and upper end as positions in the base's support; None where the interval is not cut there."""
         own = self.base.support_map
         ends: list[Position | None] = []
         for end, cut in ((self.low, self.cut_below), (self.high, self.cut_above)):
@@ -115,7 +115,7 @@ class TruncatedFamily(SolvedFamily):
         return 0.0 if at_last is None else at_last.log_cdf
 
     def _far(self, known: _Known) -> list[tuple[Tensor, bool]]:
-        """Where an end lies in the tail that is cut off with it, and whether that is the upper tail."""
+        """Of each end whose tail `excess` knows: where it lies far out, and whether that tail is the upper one."""
         found = []
         for evaluation, upward in zip(known, (True, False), strict=True):
             if evaluation is None or not knows_excess(self.base, upward=upward):
@@ -126,7 +126,7 @@ class TruncatedFamily(SolvedFamily):
         return found
 
     def _beyond(self, at: Position, ends: _Ends, upward: bool, *, tails: bool = True) -> Evaluation:
-        """Log density and log tails by the distance from the end in the tail, the lower one where it is `upward`."""
+        """Log density and log tails by the distance from a far end: the lower one, in the upper tail, if `upward`."""
         end, other = ends if upward else ends[::-1]
         distance, rest = self._distances(at, ends, upward)
         near = cast(Position, end)
@@ -145,7 +145,7 @@ class TruncatedFamily(SolvedFamily):
 
     @staticmethod
     def _distances(at: Position, ends: _Ends, upward: bool) -> tuple[Tensor | None, Tensor | None]:
-        """From the lower end and from the upper one, exchanged unless `upward`."""
+        """Distances from the lower and from the upper end, in the other order unless `upward`."""
         first, last = ends
         below = None if first is None else (at.value - first.value if at.below is None else at.below)
         above = None if last is None else (last.value - at.value if at.above is None else at.above)

@@ -16,12 +16,19 @@ from torch.nn.functional import logsigmoid
 from emfc.special.hazard import conjugate_log_hazard, log_hazard_from_tails, tails_from_log_hazard
 from emfc.special.normal import exact_tails, tails_from_noise
 from emfc.special.precision import wide
-from emfc.special.ratios import expm1_ratio, log1p_ratio, log_distance, log_expm1_ratio, logistic_pair, side_of
+from emfc.special.ratios import (
+    bounded_exp,
+    expm1_ratio,
+    log1p_ratio,
+    log_distance,
+    log_expm1_ratio,
+    logistic_pair,
+    side_of,
+)
 from emfc.transforms.affine import SupportedNormal
 from emfc.transforms.base import NormalTransform
-from emfc.transforms.ends import bounded_exp
 from emfc.transforms.family import CDFTransform, Evaluation, ScalarFamily
-from emfc.transforms.registry import UnsupportedFamilyError, family_of, from_normal, scalar_family
+from emfc.transforms.registry import UnsupportedFamilyError, family_of, from_normal, refusing, scalar_family
 from emfc.transforms.scalar import Logistic
 from emfc.transforms.supports import Position
 
@@ -169,13 +176,11 @@ def _relaxed(dist: td.RelaxedBernoulli) -> NormalTransform:
     return SupportedNormal(CDFTransform(LogitRelaxedBernoulli(dist.base_dist)), constraints.unit_interval)
 
 
+@refusing
 def _straight_through(dist: RelaxedBernoulliStraightThrough) -> Any:
     raise UnsupportedFamilyError(
         f"{type(dist).__name__} draws 0 or 1 but has the density of RelaxedBernoulli; use that, or Bernoulli."
     )
-
-
-_straight_through.refuses = True  # type: ignore[attr-defined]
 
 
 from_normal.register(td.RelaxedBernoulli, _relaxed)

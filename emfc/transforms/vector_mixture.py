@@ -77,7 +77,9 @@ class NormalVectors(Components):
     """Multivariate normal components: loc [..., K, D] and Cholesky factors [..., K, D, D]."""
 
     def __init__(self, loc: Tensor, scale_tril: Tensor) -> None:
-        self.loc, self.scale_tril = wide(loc), wide(scale_tril)
+        loc, scale_tril = wide(loc), wide(scale_tril)
+        self.loc = loc if loc.dim() > 1 else loc.unsqueeze(0)
+        self.scale_tril = scale_tril if scale_tril.dim() > 2 else scale_tril.unsqueeze(0)  # one for all components
         self.size = loc.shape[-1]
 
     def _standard(self, value: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from emfc.special.precision import wide
 from emfc.transforms.affine import MultivariateNormalTransform
 from emfc.transforms.base import NormalTransform
 from emfc.transforms.gates import gate_on_reals
-from emfc.transforms.registry import UnsupportedFamilyError, from_normal, scalar_family
+from emfc.transforms.packed_triangle import log_sums_of_squares
+from emfc.transforms.registry import UnsupportedFamilyError, from_normal, refusing, scalar_family
 from emfc.transforms.rescaled import RescaledNormal
-from emfc.transforms.triangle import log_sums_of_squares
 from emfc.transforms.triangular import TriangularTransform
 
 __all__ = ["LowRankNormalTransform", "MultivariateStudentTTransform"]
@@ -200,6 +200,7 @@ def _low_rank(dist: td.LowRankMultivariateNormal) -> NormalTransform:
     return MultivariateNormalTransform(dist.loc, _dense_factor(factor, diagonal))
 
 
+@refusing
 def _refuse_missing(dist: td.Distribution) -> Any:
     name = type(dist).__name__
     raise UnsupportedFamilyError(
@@ -208,7 +209,6 @@ def _refuse_missing(dist: td.Distribution) -> Any:
     )
 
 
-_refuse_missing.refuses = True  # type: ignore[attr-defined]
 for _family in (NanMaskedNormal, NanMaskedMultivariateNormal):
     from_normal.register(_family, _refuse_missing)
     scalar_family.register(_family, _refuse_missing)

@@ -51,10 +51,16 @@ def _light(alpha: mp.mpf, x: mp.mpf) -> mp.mpf:
     scale = -1 / mp.cos(mp.pi * alpha / 2)
     end = x - mp.tan(mp.pi * alpha / 2)
     saddle = (end / (alpha * scale)) ** (1 / (alpha - 1))
-    exponent = lambda v: -end * v + scale * v**alpha  # noqa: E731
+
+    def exponent(v: mp.mpf) -> mp.mpf:
+        return -end * v + scale * v**alpha
+
     bottom = exponent(saddle)
     width = 1 / mp.sqrt(abs(alpha * (alpha - 1) * scale) * saddle ** (alpha - 2))
-    line = lambda y: (mp.exp(exponent(mp.mpc(saddle, y)) - bottom) / mp.mpc(saddle, y)).real  # noqa: E731
+
+    def line(y: mp.mpf) -> mp.mpf:
+        return (mp.exp(exponent(mp.mpc(saddle, y)) - bottom) / mp.mpc(saddle, y)).real
+
     places = [0, width, 3 * width, 6 * width, 12 * width]
     while abs(mp.exp(exponent(mp.mpc(saddle, places[-1])) - bottom)) > mp.mpf(10) ** -DIGITS:
         places.append(2 * places[-1])

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emfc.special.hazard import conjugate_log_hazard, log_hazard_from_tails, tails_from_log_hazard
+from emfc.special.legendre import legendre_rule
 from emfc.special.normal import (
     log_ndtr,
     ndtri_exp,
@@ -20,7 +21,7 @@ from emfc.special.normal import (
     noise_from_tails,
     tails_from_noise,
 )
-from emfc.special.ratios import expm1_ratio, log1p_ratio, log_distance, log_expm1_ratio, logistic_pair
+from emfc.special.ratios import bounded_exp, expm1_ratio, log1p_ratio, log_distance, log_expm1_ratio, logistic_pair
 from emfc.special.soft_laplace import soft_laplace_log_density, soft_laplace_quantile, soft_laplace_tails
 from emfc.special.von_mises import log_bessel_i0e, von_mises_log_density, von_mises_quantile, von_mises_tails
 
@@ -271,3 +272,22 @@ def test_bessel_function_and_its_derivative():
             assert abs(value[place].item() - scaled) <= 4e-16 * max(1, abs(scaled))
             expected = mp.besseli(1, argument) / mp.besseli(0, argument) - 1
             assert abs(slope[place].item() - expected) <= 1e-12 * abs(expected)
+
+
+@pytest.mark.parametrize("count", [1, 4, 8, 28, 64])
+def test_the_rule_of_gauss_and_legendre_is_exact_for_polynomials(count):
+    rule = legendre_rule(count)
+    assert [node for node, _ in rule] == sorted(node for node, _ in rule)
+    for power in range(2 * count):
+        total = math.fsum(weight * node**power for node, weight in rule)
+        assert abs(total * (power + 1) - 1) <= 1e-13
+
+
+@BOTH
+@pytest.mark.parametrize("room", [0.0, 5.0, 16.0])
+def test_a_bounded_exponential_leaves_room_for_a_factor(room, precision):
+    largest = torch.finfo(precision).max
+    result = bounded_exp(torch.tensor([-math.inf, 0.0, 1e4, math.inf], dtype=precision), room=room)
+    assert result[:2].tolist() == [0.0, 1.0]
+    assert torch.isfinite(result[2:] * (0.999 * math.exp(room))).all()
+    assert (result[2:] * math.exp(room) > 0.99 * largest).all()

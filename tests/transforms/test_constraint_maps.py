@@ -14,7 +14,7 @@ from torch.distributions import transforms as tt
 
 from emfc.transforms import UnsupportedFamilyError, unconstrained_map
 from emfc.transforms.ordered import OrderedMap
-from emfc.transforms.triangle import packed, side_of_triangle, triangle
+from emfc.transforms.packed_triangle import packed, side_of_triangle, triangle
 from tests.transforms.case import CORRELATIONS, EVERY, SIMPLEX, SYMMETRIC, UNIT_ROWS, _lower
 
 MAPS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pyro.distributions as pd
 import pytest
@@ -38,7 +39,7 @@ def _double():
 
 def test_a_new_family_is_one_class_and_one_line():
     class Triangle(td.Distribution):
-        arg_constraints = {}  # noqa: RUF012
+        arg_constraints: ClassVar = {}
         support = constraints.nonnegative
 
     @family_of(Triangle)

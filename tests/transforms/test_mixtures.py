@@ -170,7 +170,8 @@ def test_components_that_share_a_parameter(family, shared):
     held.loc, held.scale, held.batch_shape = *plain, torch.Size((5, 4))
     noise = 3 * torch.randn(5, dtype=torch.float64)
     value, ladj = CDFTransform(mixture_family(log_weights, held)).call_and_ladj(noise)
-    expected = CDFTransform(mixture_of(family, log_weights, *(part.expand(5, 4) for part in plain))).call_and_ladj(noise)
+    whole = mixture_of(family, log_weights, *(part.expand(5, 4) for part in plain))
+    expected = CDFTransform(whole).call_and_ladj(noise)
     torch.testing.assert_close(value, expected[0], rtol=1e-11, atol=1e-11)
     torch.testing.assert_close(ladj, expected[1], rtol=1e-9, atol=1e-9)
 

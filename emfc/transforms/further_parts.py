@@ -10,13 +10,12 @@ from torch.nn.functional import logsigmoid
 
 from emfc.special.normal import log1mexp
 from emfc.special.precision import wide
-from emfc.special.ratios import log_distance
+from emfc.special.ratios import bounded_exp, log_distance
 from emfc.transforms.ends import (
     POSITIVE,
     UNIT,
     Ends,
     between,
-    bounded_exp,
     ends_of,
     from_zero,
     inner_end,

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
+from typing import ClassVar
 
-__all__ = ["log_sums_of_squares", "packed", "side_of_triangle", "triangle"]
+import torch
+from torch import Size, Tensor
+from torch.distributions import constraints
+
+from emfc.transforms.base import LadjTransform
+
+__all__ = ["TriangleMap", "log_sums_of_squares", "packed", "side_of_triangle", "triangle"]
 
 
 def side_of_triangle(count: int, *, diagonal: bool) -> int:
@@ -37,6 +43,30 @@ def packed(matrix: Tensor, *, diagonal: bool) -> Tensor:
     """The lower triangle of matrices [..., d, d] as a vector, row by row."""
     side = matrix.shape[-1]
     return matrix.flatten(-2).index_select(-1, _places(side, diagonal, matrix))
+
+
+class TriangleMap(LadjTransform):
+    """A bijection from real vectors to square matrices that have as many free elements as a lower triangle.
+
+    Attributes:
+        diagonal: Whether the triangle has its diagonal.
+    """
+
+    domain = constraints.real_vector
+    diagonal: ClassVar[bool]
+
+    def forward_shape(self, shape: Sequence[int]) -> Size:
+        """A square matrix for each vector."""
+        side = side_of_triangle(shape[-1], diagonal=self.diagonal)
+        return Size((*shape[:-1], side, side))
+
+    def inverse_shape(self, shape: Sequence[int]) -> Size:
+        """A vector for each square matrix."""
+        side = shape[-1]
+        return Size((*shape[:-2], side * (side + (1 if self.diagonal else -1)) // 2))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
 
 
 def log_sums_of_squares(value: Tensor) -> Tensor:
