@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emfc.special.precision import eager, together
 
-__all__ = ["Kernel", "Partials", "blend", "by_region", "differentiable", "elementwise", "halves"]
+__all__ = ["Kernel", "Partials", "blend", "by_region", "differentiable", "elementwise", "halves", "once_only"]
 
 Kernel = Callable[..., tuple[Tensor, ...]]
 Partials = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[bool]], Sequence[Sequence[Tensor | None]]]
@@ -181,6 +181,17 @@ def differentiable(function: Kernel, partials: Partials) -> Kernel:
 
     call.__doc__ = function.__doc__
     return call
+
+
+def once_only(name: str) -> Partials:
+    """Partials that refuse: for a function that is itself a derivative, of a family that has first ones only."""
+
+    def refuse(
+        inputs: Sequence[Tensor], outputs: Sequence[Tensor], wanted: Sequence[bool]
+    ) -> Sequence[Sequence[Tensor | None]]:
+        raise NotImplementedError(f"{name} have derivatives of first order only; for second ones take differences.")
+
+    return refuse
 
 
 def by_region(

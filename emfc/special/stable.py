@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from emfc.special.elementwise import differentiable, elementwise
+from emfc.special.elementwise import differentiable, elementwise, once_only
 from emfc.special.normal import log1mexp, log_normal_density, noise_from_tails
 from emfc.special.precision import together
 from emfc.special.ratios import side_of
@@ -63,11 +63,7 @@ _tails_op = elementwise("stable_tails_and_density", inputs=3, outputs=3, block=_
 _slopes_op = elementwise("stable_slopes", inputs=3, outputs=6, block=_BLOCK)(_slopes)
 
 
-def _no_curvatures(inputs: Sequence[Tensor], outputs: Sequence[Tensor], wanted: Sequence[bool]) -> _Partials:
-    raise NotImplementedError("Stable laws have derivatives of first order only; for second ones take differences.")
-
-
-_slopes_once = differentiable(_slopes_op, _no_curvatures)
+_slopes_once = differentiable(_slopes_op, once_only("Stable laws"))
 
 
 def _tails_partials(inputs: Sequence[Tensor], outputs: Sequence[Tensor], wanted: Sequence[bool]) -> _Partials:
@@ -118,7 +114,7 @@ def _solve(alpha: Tensor, beta: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         take=function_of,
     )
     z = _sinh(root.at)
-    z = -_inside(alpha, -beta, -_inside(alpha, beta, z))
+    z = torch.where(noise.isnan(), noise, -_inside(alpha, -beta, -_inside(alpha, beta, z)))
     return z, _tails(alpha, beta, z)[2]
 
 

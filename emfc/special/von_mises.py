@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from emfc.special.elementwise import by_region, differentiable, elementwise
+from emfc.special.elementwise import by_region, differentiable, elementwise, once_only
 from emfc.special.legendre import legendre_rule
 from emfc.special.normal import log1mexp, ndtri_exp
 from emfc.special.roots import increasing_root
@@ -70,7 +70,7 @@ def _stretch(k: Tensor, a: Tensor, length: Tensor) -> Tensor:
     return torch.minimum(length, torch.where(fall < 1e-3, short, long))
 
 
-def _moments(k: Tensor, a: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
+def side_moments(k: Tensor, a: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     r"""Log of the integral of :math:`e^{\kappa (\cos t - 1)}` from a on, and the mean of :math:`1 - \cos t` by it."""
     span = _stretch(k, a, length)
     sine, cosine = torch.sin(a), torch.cos(a)
@@ -108,17 +108,17 @@ def _add(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[T
 
 def _from_cut(k: Tensor, m: Tensor, turn: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
     """The lower tail of a place between the lower cut and the antimode."""
-    return *_moments(k, math.pi - m, low), torch.zeros_like(k)
+    return *side_moments(k, math.pi - m, low), torch.zeros_like(k)
 
 
 def _to_cut(k: Tensor, m: Tensor, turn: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
     """The upper tail of a place above the mode."""
-    return *_moments(k, turn, high), torch.ones_like(k)
+    return *side_moments(k, turn, high), torch.ones_like(k)
 
 
 def _lower_part(k: Tensor, m: Tensor, turn: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, ...]:
     """The lower tail of a place between antimode and mode."""
-    log_p, mean = _add(_moments(k, math.pi - m, m), _moments(k, -turn, (low - m).clamp(min=0)))
+    log_p, mean = _add(side_moments(k, math.pi - m, m), side_moments(k, -turn, (low - m).clamp(min=0)))
     return log_p, mean, torch.zeros_like(k)
 
 
@@ -126,7 +126,7 @@ def _upper_part(k: Tensor, m: Tensor, turn: Tensor, low: Tensor, high: Tensor) -
     """The upper tail of a place between antimode and mode."""
     zero, cut = torch.zeros_like(k), math.pi - m
     length = torch.where(high < 1, (high - cut).clamp(min=0), -turn)  # whichever is rounded less
-    log_q, mean = _add(_moments(k, zero, length), _moments(k, zero, cut))
+    log_q, mean = _add(side_moments(k, zero, length), side_moments(k, zero, cut))
     return log_q, mean, torch.ones_like(k)
 
 
@@ -160,11 +160,14 @@ def _concentration_slope(k: Tensor, m: Tensor, turn: Tensor, below: Tensor, abov
     flip, m, turn, low, high = _mirrored(m, turn, below, above)
     small, mean, upper = _small_tail(k, m, turn, low, high)
     zero = torch.zeros_like(k)
-    slope = _moments(k, zero, zero + math.pi)[1] - mean
+    slope = side_moments(k, zero, zero + math.pi)[1] - mean
     small = (small - log_bessel_i0e(k) - _LOG_TWO_PI).clamp(max=1e-3 + _LOG_HALF)
     other = -slope * torch.exp(small - log1mexp(small))
     lower = (upper == 0) ^ flip
     return torch.where(lower, slope, other), torch.where(lower, other, slope)
+
+
+_slope_once = differentiable(_concentration_slope, once_only("The tails of von Mises laws"))
 
 
 def _partials(
@@ -174,7 +177,7 @@ def _partials(
     log_p, log_q = outputs
     by_k: tuple[Tensor | None, ...] = (None, None)
     if wanted[0]:
-        by_k = _concentration_slope(k, m, turn, below, above)
+        by_k = _slope_once(k, m, turn, below, above)
     # The place moves both ends of neither tail; the mode moves the density at the place against that at the cut.
     height = -log_bessel_i0e(k) - _LOG_TWO_PI
     half_turn, half_cut = torch.sin(0.5 * turn), torch.cos(0.5 * m)
@@ -210,13 +213,13 @@ def von_mises_tails(
 
     Source: the integral representation DLMF 10.32.1 of the Bessel function, cut into stretches.
     """
-    m = _reduced(loc)
+    m = reduced_angle(loc)
     below, above = x + math.pi if below is None else below, math.pi - x if above is None else above
     log_p, log_q = _tails_differentiable(concentration, m, x - m.detach(), below.detach(), above.detach())
     return log_p, log_q
 
 
-def _reduced(loc: Tensor) -> Tensor:
+def reduced_angle(loc: Tensor) -> Tensor:
     """The angle in the circle's range."""
     return loc - (2 * math.pi) * torch.round(loc.detach() / (2 * math.pi))
 
@@ -235,7 +238,9 @@ def _quantile(k: Tensor, m: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tenso
     m = m.abs()
     zero = torch.zeros_like(k)
     cut = math.pi - m
-    share = torch.where(lower, _moments(k, cut, m)[0], _moments(k, zero, cut)[0])  # up to the antimode, or the mode
+    share = torch.where(
+        lower, side_moments(k, cut, m)[0], side_moments(k, zero, cut)[0]
+    )  # up to the antimode, or the mode
     halfway = torch.where(lower, 0.5 * (math.pi + m), 0.5 * cut)
 
     def from_end(distance: Tensor, turn: Tensor) -> Tensor:
@@ -244,7 +249,7 @@ def _quantile(k: Tensor, m: Tensor, log_p: Tensor, log_q: Tensor) -> tuple[Tenso
         first = torch.where(lower, torch.where(passed, -turn, cut), turn.clamp(min=0))
         length = torch.where(passed, torch.where(lower, math.pi + turn, -turn), distance)
         length = torch.where(lower & passed & near, distance - m, length)
-        part = _moments(k, first, length.clamp(min=0))[0]
+        part = side_moments(k, first, length.clamp(min=0))[0]
         return torch.where(passed, torch.logaddexp(part, share), part)
 
     def turn_at(distance: Tensor) -> Tensor:
@@ -298,5 +303,5 @@ def von_mises_quantile(
         log_p: Log of the lower tail.
         log_q: Log of the upper tail; shapes broadcast.
     """
-    x, below, above = _quantile(concentration.detach(), _reduced(loc.detach()), log_p.detach(), log_q.detach())
+    x, below, above = _quantile(concentration.detach(), reduced_angle(loc.detach()), log_p.detach(), log_q.detach())
     return x, below, above

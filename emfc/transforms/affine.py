@@ -41,12 +41,12 @@ class NormalAffine(NormalTransform):
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Draw and log scale."""
         value = self.loc + self.scale * wide(x)
-        return value, self.log_scale.expand(value.shape)
+        return value, self.log_scale.to(value.dtype).expand(value.shape)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Noise and minus the log scale."""
         noise = (wide(y) - self.loc) / self.scale
-        return noise, (-self.log_scale).expand(noise.shape)
+        return noise, (-self.log_scale).to(noise.dtype).expand(noise.shape)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log scale."""

@@ -111,7 +111,7 @@ class FisherSnedecor(ScalarFamily):
         with torch.no_grad():
             far = torch.exp(log_value.clamp(max=math.log(info.max) * (1 - 4 * info.eps)))
             value = torch.where(torch.minimum(share, rest) > info.tiny, share / rest / self.factor, far)
-            value = value.clamp(max=info.max)
+            value = value.clamp(max=info.max).detach()  # no derivative in forward mode either
         log_value = torch.where(value < info.max / 64, log_value, 0)
         return value * torch.exp(log_value - log_value.detach())
 

@@ -42,7 +42,13 @@ class ClassDispatch(Generic[_Result]):
             return function
         if isinstance(family, type):
             return partial(self.register, family)
-        self.registry[next(iter(get_type_hints(family).values()))] = family
+        known = [hint for name, hint in get_type_hints(family).items() if name != "return"]
+        if not known or not isinstance(known[0], type):
+            raise TypeError(
+                f"{family!r} has no annotation that names a class; annotate its first argument, or register it with "
+                "the class."
+            )
+        self.registry[known[0]] = family
         return family
 
     def dispatch(self, family: type) -> Callable[..., _Result]:

@@ -144,5 +144,5 @@ def _exponential_excess(family: Exponential, end: Position, distance: Tensor, up
 @excess.register
 def _affine_excess(family: AffineFamily, end: Position, distance: Tensor, upward: bool) -> Excess:
     scale = torch.as_tensor(family.scale, dtype=distance.dtype, device=distance.device).abs()
-    inner = family._inner(end)
+    inner = family.inner(end)
     return _scaled(excess(family.base, inner, distance / scale, upward is family.increasing), scale)

@@ -218,7 +218,10 @@ class CDFTransform(NormalTransform):
         inside = support.surely_contains(y)
         noise, log_prob = self.family.noise(support.place(y if inside else support.nearest(y)))
         ladj = _inverse_ladj(noise, log_prob)
-        return noise, ladj if inside else torch.where(support.contains(y), ladj, -torch.inf)
+        if inside:
+            return noise, ladj
+        ladj = torch.where(support.contains(y), ladj, -torch.inf)
+        return torch.where(y.isnan(), y, noise), torch.where(y.isnan(), y, ladj)
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
         """Log-Jacobian at noise and its draw."""

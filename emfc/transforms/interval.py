@@ -11,12 +11,14 @@ from torch import Size, Tensor
 from emfc.special.legendre import legendre_rule
 from emfc.special.normal import log1mexp, log_sum_exp
 from emfc.special.precision import eager
+from emfc.special.von_mises_mass import von_mises_log_mass
+from emfc.transforms.circular import VonMises
 from emfc.transforms.components import map_parameters, parameters_of
 from emfc.transforms.dispatch import class_dispatch
 from emfc.transforms.family import Evaluation, ScalarFamily
 from emfc.transforms.further_parts import PowerPart, ReversedPart, SoftplusPart
 from emfc.transforms.mixture import ContinuousMixture
-from emfc.transforms.moved import TransformedFamily
+from emfc.transforms.moved import AffineFamily, TransformedFamily
 from emfc.transforms.parts import AffinePart, ExpPart, LogitPart, LogPart, Part, SigmoidPart
 from emfc.transforms.registry import UnsupportedFamilyError
 from emfc.transforms.scalar import Laplace
@@ -84,6 +86,18 @@ def log_mass(
 
     Source: Gauss-Legendre quadrature, DLMF 3.5.15.
     """
+    return _by_tails(family, low, high, width, known)
+
+
+def _by_tails(
+    family: ScalarFamily,
+    low: Position,
+    high: Position,
+    width: Tensor,
+    known: tuple[Evaluation | None, Evaluation | None],
+    direct: Tensor | None = None,
+) -> Tensor:
+    """The difference of the smaller tails in logs, or what is given for it; a short interval by its density."""
     first, last = known[0] or family.evaluate(low), known[1] or family.evaluate(high)
     lower = last.log_cdf < first.log_sf
     larger = torch.where(lower, last.log_cdf, first.log_sf)
@@ -94,7 +108,8 @@ def log_mass(
         if distance is not None:
             near = near & (width <= _NEAR * distance)
     tiny = torch.finfo(growth.dtype).tiny
-    direct = larger + log1mexp(-torch.where(near, 1, growth).clamp(min=tiny))
+    if direct is None:
+        direct = larger + log1mexp(-torch.where(near, 1, growth).clamp(min=tiny))
     if eager():
         if not bool(near.any()):
             return direct
@@ -103,7 +118,7 @@ def log_mass(
             take = _taken(index, len(near))
             some = map_parameters(family, take, Size(()))
             part = _integral(some, _some(low, take), _some(high, take), take(width))
-            return direct.index_put((index,), part)
+            return direct.expand(near.shape).index_put((index,), part)
     return torch.where(near, _integral(family, low, high, torch.where(near, width, tiny)), direct)
 
 
@@ -146,6 +161,53 @@ def _laplace(family: Laplace, low: Position, high: Position, width: Tensor, know
         part = nearest + log1mexp(-torch.where(some, length, 1).clamp(min=tiny))
         parts.append(torch.where(some, part, -torch.inf))
     return log_sum_exp(torch.stack(torch.broadcast_tensors(*parts)), 0) - torch.log(torch.full_like(width, 2))
+
+
+@log_mass.register
+def _von_mises(family: VonMises, low: Position, high: Position, width: Tensor, known: Any = None) -> Tensor:
+    """By an integral of its own: on a circle cut open neither tail need be small where little lies between."""
+    return von_mises_log_mass(family.loc, family.concentration, low.value, high.value, width)
+
+
+def _pulled(family: TransformedFamily | AffineFamily, low: Position, high: Position) -> tuple[Position, Position]:
+    """Lower and upper place in the base's support."""
+    ends = []
+    for at in (low, high):
+        held = family.inner(at)
+        ends.append(held if isinstance(held, Position) else held[0])
+    parts = [
+        (None, None) if first is None or last is None else family.swap(first, last)
+        for first, last in zip(*ends, strict=True)
+    ]
+    first, last = (Position(*pair) for pair in zip(*parts, strict=True))
+    return first, last
+
+
+@log_mass.register
+def _transformed(
+    family: TransformedFamily,
+    low: Position,
+    high: Position,
+    width: Tensor,
+    known: tuple[Evaluation | None, Evaluation | None] = (None, None),
+) -> Tensor:
+    """That of the base between the two places there; a short interval by the density."""
+    first, last = _pulled(family, low, high)
+    return _by_tails(family, low, high, width, known, log_mass(family.base, first, last, last.value - first.value))
+
+
+@log_mass.register
+def _affine(
+    family: AffineFamily,
+    low: Position,
+    high: Position,
+    width: Tensor,
+    known: tuple[Evaluation | None, Evaluation | None] = (None, None),
+) -> Tensor:
+    """That of the base between the two places there."""
+    if type(family) is not AffineFamily:
+        return _by_tails(family, low, high, width, known)
+    return log_mass(family.base, *_pulled(family, low, high), width / torch.as_tensor(family.scale).abs())
 
 
 @log_mass.register

@@ -44,14 +44,14 @@ class TransformedFamily(ScalarFamily):
         self.batch_shape = batch_shape
         self.support = chain.support()
 
-    def _swap(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    def swap(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """The pair, exchanged where the chain decreases."""
         sign = self.chain.sign
         if isinstance(sign, int):
             return (first, second) if sign > 0 else (second, first)
         return torch.where(sign > 0, first, second), torch.where(sign > 0, second, first)
 
-    def _inner(self, at: Position) -> tuple[Position, Tensor, Tensor]:
+    def inner(self, at: Position) -> tuple[Position, Tensor, Tensor]:
         """Position in the base's support, whether it lies there, and the log of the chain's stretch."""
         at, stretch = self.chain.backward(at)
         support = self.base.support_map
@@ -71,13 +71,13 @@ class TransformedFamily(ScalarFamily):
 
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""
-        inner, inside, stretch = self._inner(at)
+        inner, inside, stretch = self.inner(at)
         log_prob, log_cdf, log_sf = self.base.evaluate(inner)
-        return Evaluation(torch.where(inside, log_prob - stretch, -math.inf), *self._swap(log_cdf, log_sf))
+        return Evaluation(torch.where(inside, log_prob - stretch, -math.inf), *self.swap(log_cdf, log_sf))
 
     def log_density(self, at: Position) -> Tensor:
         """Log density alone."""
-        inner, inside, stretch = self._inner(at)
+        inner, inside, stretch = self.inner(at)
         return torch.where(inside, self.base.log_density(inner) - stretch, -math.inf)
 
     def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class TransformedFamily(ScalarFamily):
 
     def locate(self, log_p: Tensor, log_q: Tensor) -> Position:
         """The chain's position at that of the base."""
-        at, _ = self.chain.forward(self.base.locate(*self._swap(log_p, log_q)))
+        at, _ = self.chain.forward(self.base.locate(*self.swap(log_p, log_q)))
         return at._replace(value=self.support_map.nearest(at.value, smallest=True))
 
     def draw(self, noise: Tensor) -> tuple[Position, Tensor]:
@@ -97,7 +97,7 @@ class TransformedFamily(ScalarFamily):
 
     def noise(self, at: Position) -> tuple[Tensor, Tensor]:
         """The base's noise at the chain's input."""
-        inner, inside, stretch = self._inner(at)
+        inner, inside, stretch = self.inner(at)
         noise, log_prob = self.base.noise(inner)
         return self.chain.sign * noise, torch.where(inside, log_prob - stretch, -math.inf)
 
@@ -127,7 +127,7 @@ class AffineFamily(ScalarFamily):
         if isinstance(support, RealLine):
             return constraints.real
         if isinstance(support, Interval):
-            low, high = self._swap(self._move(support.low), self._move(support.high))
+            low, high = self.swap(self._move(support.low), self._move(support.high))
             return constraints.half_open_interval(low, high)
         end = self._move(support.low if isinstance(support, LowerBounded) else support.high)
         lower = isinstance(support, LowerBounded) == self.increasing
@@ -136,7 +136,7 @@ class AffineFamily(ScalarFamily):
     def _move(self, bound: Bound | None) -> Bound:
         return self.loc + self.scale * (0.0 if bound is None else bound)
 
-    def _swap(self, first: _Value, second: _Value) -> tuple[_Value, _Value]:
+    def swap(self, first: _Value, second: _Value) -> tuple[_Value, _Value]:
         """The pair, exchanged where the scale is negative."""
         if self.increasing is None:
             positive = torch.as_tensor(self.scale > 0)
@@ -148,10 +148,10 @@ class AffineFamily(ScalarFamily):
         below = None if at.below is None else at.below * factor
         above = None if at.above is None else at.above * factor
         if below is not None and above is not None:
-            return self._swap(below, above)
+            return self.swap(below, above)
         return (above, below) if self.increasing is False else (below, above)
 
-    def _inner(self, at: Position) -> Position:
+    def inner(self, at: Position) -> Position:
         return Position((at.value - self.loc) / self.scale, *self._distances(at, 1 / _size(self.scale)))
 
     def _outer(self, inner: Position) -> Position:
@@ -169,12 +169,12 @@ class AffineFamily(ScalarFamily):
 
     def evaluate(self, at: Position) -> Evaluation:
         """Log density and log tails."""
-        log_prob, log_cdf, log_sf = self.base.evaluate(self._inner(at))
-        return Evaluation(log_prob - self._log_scale(), *self._swap(log_cdf, log_sf))
+        log_prob, log_cdf, log_sf = self.base.evaluate(self.inner(at))
+        return Evaluation(log_prob - self._log_scale(), *self.swap(log_cdf, log_sf))
 
     def log_density(self, at: Position) -> Tensor:
         """Log density alone."""
-        return self.base.log_density(self._inner(at)) - self._log_scale()
+        return self.base.log_density(self.inner(at)) - self._log_scale()
 
     def draw(self, noise: Tensor) -> tuple[Position, Tensor]:
         """Moved draw of the base."""
@@ -183,16 +183,16 @@ class AffineFamily(ScalarFamily):
 
     def noise(self, at: Position) -> tuple[Tensor, Tensor]:
         """Noise of the base."""
-        noise, log_prob = self.base.noise(self._inner(at))
+        noise, log_prob = self.base.noise(self.inner(at))
         return self._sign() * noise, log_prob - self._log_scale()
 
     def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Moved quantile of the base."""
-        return self.loc + self.scale * self.base.quantile(*self._swap(log_p, log_q))
+        return self.loc + self.scale * self.base.quantile(*self.swap(log_p, log_q))
 
     def locate(self, log_p: Tensor, log_q: Tensor) -> Position:
         """Moved position of the base."""
-        return self._outer(self.base.locate(*self._swap(log_p, log_q)))
+        return self._outer(self.base.locate(*self.swap(log_p, log_q)))
 
 
 class TurnedFamily(AffineFamily):
@@ -229,7 +229,7 @@ class TurnedFamily(AffineFamily):
         inner, inside = self._inner_of(at)
         log_prob, log_cdf, log_sf = self.base.evaluate(inner)
         below, above = (-math.inf, 0) if self.rising else (0, -math.inf)
-        tails = self._swap(torch.where(inside, log_cdf, below), torch.where(inside, log_sf, above))
+        tails = self.swap(torch.where(inside, log_cdf, below), torch.where(inside, log_sf, above))
         return Evaluation(torch.where(inside, log_prob - self._log_scale(), -math.inf), *tails)
 
     def log_density(self, at: Position) -> Tensor:

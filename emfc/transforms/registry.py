@@ -57,6 +57,11 @@ def scalar_family(dist: Distribution) -> ScalarFamily:
     Raises:
         UnsupportedFamilyError: If `dist` is not a univariate family with a transform.
     """
+    if from_normal.dispatch(type(dist)) is not from_normal.registry[object]:
+        raise UnsupportedFamilyError(
+            f"{type(dist).__name__} has a transform but no `ScalarFamily`, whose tails mixtures and truncated families "
+            "need; a univariate one is registered with `family_of`."
+        )
     raise UnsupportedFamilyError(_refusal(dist))
 
 

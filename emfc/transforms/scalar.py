@@ -216,6 +216,11 @@ class HalfNormal(_Scaled):
         log_cdf = torch.erf(z * math.sqrt(0.5)).log()
         return Evaluation(log_prob + _LOG_TWO - self.scale.log(), log_cdf, log_sf + _LOG_TWO)
 
+    def log_density(self, at: Position) -> Tensor:
+        """Log density alone."""
+        z = self._standard(at).clamp(max=torch.finfo(at.value.dtype).max ** 0.5 / 4)
+        return log_normal_density(z) + _LOG_TWO - self.scale.log()
+
     def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Inverse error function of a small lower tail, normal quantile of a small upper one."""
         below = math.sqrt(2) * torch.erfinv(torch.exp(log_p.clamp(max=-_LOG_TWO)))
@@ -236,6 +241,11 @@ class HalfCauchy(_Scaled):
             torch.atan(z).log() + (_LOG_TWO - _LOG_PI),
             _log_acot(z) + (_LOG_TWO - _LOG_PI),
         )
+
+    def log_density(self, at: Position) -> Tensor:
+        """Log density alone."""
+        z = self._standard(at)
+        return _LOG_TWO - _LOG_PI - 2 * torch.hypot(torch.ones_like(z), z).log() - self.scale.log()
 
     def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Tangent of a small lower tail, cotangent of a small upper one."""
@@ -258,6 +268,10 @@ class Exponential(ScalarFamily):
         log_sf = -self.rate * _distance(at.below, at.value)
         log_sf = log_sf.clamp(-torch.finfo(log_sf.dtype).max / 16, -torch.finfo(log_sf.dtype).tiny)
         return Evaluation(self.rate.log() + log_sf, log1mexp(log_sf), log_sf)
+
+    def log_density(self, at: Position) -> Tensor:
+        """Log density alone."""
+        return self.rate.log() - self.rate * at.value
 
     def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Log of the upper tail over the rate."""

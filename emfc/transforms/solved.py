@@ -216,7 +216,7 @@ class SolvedFamily(ScalarFamily):
         position, stretch = self.support_map.position(coordinate)
         found, log_prob = self.noise(position)
         slope = torch.exp(log_prob + stretch - log_normal_density(found))
-        return attach_root(coordinate, found - noise, slope.clamp(min=torch.finfo(slope.dtype).tiny ** 0.75))
+        return attach_root(coordinate, found - noise, slope.clamp(min=16 * torch.finfo(slope.dtype).tiny))
 
 
 def _joined(results: list[tuple[Tensor, Tensor]], shape: Size) -> tuple[Tensor, Tensor]:

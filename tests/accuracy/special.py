@@ -27,6 +27,7 @@ from emfc.special import (
     student,
     student_quantile,
     von_mises,
+    von_mises_mass,
 )
 from emfc.transforms import from_normal
 from tests.accuracy import tails
@@ -184,6 +185,12 @@ def _beta_density(a: mp.mpf, b: mp.mpf, x: mp.mpf, rest: mp.mpf) -> mp.mpf:
     return (a - 1) * mp.log(x) + (b - 1) * mp.log(rest) - mp.loggamma(a) - mp.loggamma(b) + mp.loggamma(a + b)
 
 
+def _log_arc(m: mp.mpf, k: mp.mpf, low: mp.mpf, high: mp.mpf) -> mp.mpf:
+    pieces = [low + (high - low) * mp.mpf(part) / 16 for part in range(17)]
+    mass = mp.quad(lambda turn: mp.exp(k * mp.cos(turn - m)), pieces)
+    return mp.log(mass) - mp.log(2 * mp.pi * mp.besseli(0, k))
+
+
 def _stirling(a: mp.mpf) -> mp.mpf:
     return mp.loggamma(a) - (a - mp.mpf(1) / 2) * mp.log(a) + a - mp.log(2 * mp.pi) / 2
 
@@ -329,6 +336,14 @@ SPECIAL: dict[str, Special] = {
         prepare=_tails_of,
         oracle=10,
         digits=30,
+    ),
+    "von_mises_log_mass": Special(
+        von_mises_mass.von_mises_log_mass,
+        {"loc": Linear(-3, 3), "concentration": Log(1e-2, 30), "low": Linear(-3, 0), "width": Log(1e-3, 3)},
+        lambda m, k, low, high, width: [_log_arc(m, k, low, high)],
+        "log ∫_a^b f",
+        prepare=lambda m, k, low, width: (m, k, low, low + width, (low + width) - low),
+        oracle=60,
     ),
     "log_bessel_i0e": Special(
         von_mises.log_bessel_i0e,

@@ -153,7 +153,9 @@ def test_gradcheck(name, direction):
         return transform.call_and_ladj(x) if direction == "forward" else transform.inv.call_and_ladj(case.free.fill(x))
 
     inputs = [noise if direction == "forward" else case.free.pick(values), *case.tensors(torch.float64)]
-    assert torch.autograd.gradcheck(run, [t.requires_grad_() for t in inputs], atol=1e-6, rtol=1e-4, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        run, [t.requires_grad_() for t in inputs], atol=1e-6, rtol=1e-4, fast_mode=True, check_forward_ad=True
+    )
 
 
 @ALL

@@ -317,3 +317,48 @@ def test_compiled_programs_agree(kind):
     gradients = [torch.autograd.grad(sum(part.sum() for part in parts), leaves, allow_unused=True) for parts in results]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-7)
+
+
+def _between_angles(m, k, low, high):
+    """Probability of an angle up to a factor, by quadrature over pieces that are short beside the peaks."""
+    pieces = [low + (high - low) * mp.mpf(part) / 16 for part in range(17)]
+    return mp.quad(lambda turn: mp.exp(k * (mp.cos(turn - m) - mp.cos(high - m))), pieces)
+
+
+@pytest.mark.parametrize(("loc", "concentration"), [(3.1, 8.0), (3.1, 20.0), (2.5, 20.0), (-2.5, 30.0), (0.3, 5.0)])
+@BOTH
+def test_angles_between_cuts_where_little_of_the_circle_lies(loc, concentration, precision):
+    """Neither tail of the base is small there, so that their difference would tell nothing."""
+    m, k = torch.tensor(loc, dtype=precision), torch.tensor(concentration, dtype=precision)
+    transform = from_normal(Truncated(td.VonMises(m, k), low=-1.0, high=1.0))
+    noise = torch.tensor([-4.0, -1.0, -0.3, 0.5, 2.0], dtype=precision)
+    value, ladj = transform.call_and_ladj(noise)
+    m, k = mp.mpf(m.item()), mp.mpf(k.item())
+    for e, x, slope in zip(noise.tolist(), value.tolist(), ladj.tolist(), strict=True):
+        below, above = _between_angles(m, k, mp.mpf(-1), mp.mpf(x)), _between_angles(m, k, mp.mpf(x), mp.mpf(1))
+        scale = mp.exp(k * (mp.cos(mp.mpf(x) - m) - mp.cos(1 - m)))
+        share = below * scale / (below * scale + above)
+        rounding = 4 * torch.finfo(precision).eps * abs(x) * math.exp(-slope)
+        assert abs(mp.ncdf(e) - share) <= mp.npdf(e) * (BOUND[precision] * max(1, abs(e)) + rounding)
+    torch.testing.assert_close(ladj, torch.log(_slopes(transform, noise)), rtol=1e-3, atol=1e-3)
+
+
+def _slopes(transform, noise):
+    leaf = noise.clone().requires_grad_()
+    return torch.autograd.grad(transform.call_and_ladj(leaf)[0].sum(), leaf)[0]
+
+
+@pytest.mark.parametrize("apart", [6.0, 8.0, 12.0])
+def test_a_chain_between_far_populations_is_cut_as_its_base_is(apart):
+    weights = td.Categorical(logits=torch.zeros(2, dtype=torch.float64))
+    loc = torch.tensor([-apart, apart], dtype=torch.float64)
+    mixture = td.MixtureSameFamily(weights, td.Normal(loc, torch.ones(2, dtype=torch.float64)))
+    ends = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    chain = td.TransformedDistribution(mixture, [td.ExpTransform()])
+    falling = td.TransformedDistribution(mixture, [td.AffineTransform(0.0, -1.0), td.ExpTransform()])
+    noise = torch.linspace(-8, 8, 9, dtype=torch.float64)
+    plain = from_normal(Truncated(mixture, *ends.log())).call_and_ladj(noise)
+    for dist, sign in ((chain, 1), (falling, -1)):
+        value, ladj = from_normal(Truncated(dist, *ends)).call_and_ladj(sign * noise)
+        torch.testing.assert_close(value, torch.exp(sign * plain[0]), rtol=1e-11, atol=0)
+        torch.testing.assert_close(ladj, plain[1] + sign * plain[0], rtol=1e-8, atol=1e-8)

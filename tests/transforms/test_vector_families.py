@@ -453,3 +453,19 @@ def test_compiles(name):
     gradients = [torch.autograd.grad(parts[0].sum() + parts[1].sum(), leaves) for parts in (results, expected)]
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(), (4,)])
+@pytest.mark.parametrize("given", ["covariance_matrix", "scale_tril", "precision_matrix"])
+def test_mixtures_of_normal_vectors_with_one_covariance(given, weights):
+    loc = torch.tensor([[0.0, 0.0], [3.0, 3.0]], dtype=torch.float64)
+    matrix = {given: torch.tensor([[2.0, 0.0], [0.0, 0.5]], dtype=torch.float64)}
+    vectors = td.MultivariateNormal(loc.expand(*weights, 2, 2), **matrix)
+    dist = td.MixtureSameFamily(td.Categorical(logits=torch.randn(*weights, 2, dtype=torch.float64)), vectors)
+    transform, noise = from_normal(dist), torch.randn(4, 2, dtype=torch.float64)
+    value, ladj = transform.call_and_ladj(noise)
+    back, other = transform.inverse_and_ladj(value)
+    torch.testing.assert_close(back, noise, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(other, -ladj, rtol=1e-12, atol=1e-12)
+    density = -0.5 * noise.square().sum(-1) - math.log(2 * math.pi) - ladj
+    torch.testing.assert_close(density, dist.log_prob(value), rtol=1e-12, atol=1e-12)
