@@ -37,7 +37,8 @@ by how much the noise that belongs to it differs from the noise that it was made
 respect to the input and to each parameter in both directions, the worse one given. Their errors are relative to the
 exact derivative of the noise along one unit of the parameter (of its logarithm, where it spans orders of magnitude), or
 to {floor:g} where that is smaller; places where the value is rounded more coarsely than the round trip asks for are
-left out. 10⁻⁶ is permitted; 10⁻⁴ for the shape parameters of Gamma, Beta and StudentT and their kin.
+left out, and values within 1e-300 of 0, where derivatives are cut off lest they overflow. 10⁻⁶ is permitted; 10⁻⁴ for
+the shape parameters of Gamma, Beta and StudentT and their kin.
 
 A number next to an end of the support stands for every value that would round onto it: the smallest positive number is
 what a Gamma of small concentration gives for all values below it. No round trip can exist there and none is counted;

@@ -84,9 +84,24 @@ def _check_other_layers(layer: StructuredLayer, x: torch.Tensor, density: torch.
     """The layer without its optimisations, and the layer of the stored program."""
     document, tensors = program_to_document(layer.program)
     reloaded = program_from_document(json.loads(json.dumps(document)), tensors)
+    noise = torch.randn(4, layer.noise_dim, generator=torch.Generator().manual_seed(4))
+    drawn = _with_slopes(layer, noise)
     for other in (StructuredLayer(layer.program, optimize=False), StructuredLayer(reloaded)):
         other.load_state_dict(layer.state_dict())
         torch.testing.assert_close(other().log_prob(x), density, rtol=1e-9, atol=1e-9, equal_nan=True)
+        for first, second in zip(_with_slopes(other, noise), drawn, strict=True):
+            torch.testing.assert_close(first, second, rtol=1e-6, atol=1e-6, equal_nan=True)
+
+
+def _with_slopes(layer: StructuredLayer, noise: torch.Tensor) -> list[torch.Tensor]:
+    """Draws, their log-Jacobians, and derivatives of a sum of both by the noise and by the parameters."""
+    with torch.enable_grad():
+        leaf = noise.clone().requires_grad_()
+        x, ladj = layer().call_and_ladj(leaf)
+        weights = torch.linspace(0.5, 1.5, x.shape[-1])
+        total = (weights * torch.tanh(x)).sum() + ladj.sum()
+        slopes = torch.autograd.grad(total, [leaf, *layer.parameters()], allow_unused=True, materialize_grads=True)
+    return [x.detach(), ladj.detach(), *slopes]
 
 
 def _check(program: RandomProgram) -> bool:
