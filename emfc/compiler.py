@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 
 from emfc.layers.structured import StructuredLayer
 from emfc.layers.verification import evaluate_plan
-from emfc.passes.classify import slice_sites
-from emfc.passes.marginalise import parents
+from emfc.passes.pipeline import site_parents
 from emfc.program.graph import ModelGraph
 from emfc.program.trace import trace
 from emfc.program.verify import verify
@@ -61,7 +61,7 @@ def parse(model: Callable[..., Any], *args: Any, **kwargs: Any) -> ModelGraph:
     """
     with _compiling():
         program = trace(model, args, kwargs)
-        return ModelGraph(program, tuple(parents(program, slice_sites(program))), model, args, kwargs)
+        return ModelGraph(program, partial(site_parents, program), model, args, kwargs)
 
 
 def compile(
@@ -69,6 +69,9 @@ def compile(
     *args: Any,
     gate: str | None = None,
     optimize: bool = True,
+    passes: Collection[str] | None = None,
+    compile: bool = False,
+    chunk: int | None = None,
     **kwargs: Any,
 ) -> StructuredLayer:
     """Compile a program into an invertible layer.
@@ -78,6 +81,10 @@ def compile(
         *args: The program's own arguments.
         gate: ``None``, ``"site"`` or ``"element"``.
         optimize: False evaluates site by site, as a reference.
+        passes: Names of the passes that run, where not all should: out of fold, common, dead, recurrences, classify.
+        compile: Whether log densities run under `torch.compile`, which pays after some hundred evaluations.
+        chunk: How many sites of one kind a log density takes at a time, so that memory does not grow with the length
+            of the program; None for all.
         **kwargs: The program's own keyword arguments; one that clashes with an option here is given through
             `functools.partial` or a parsed graph.
 
@@ -86,6 +93,7 @@ def compile(
 
     Raises:
         CompileError: The program cannot be compiled.
+        UserError: An option has a value that it can't have.
 
     Example:
         >>> import pyro, pyro.distributions as dist, emfc
@@ -97,7 +105,9 @@ def compile(
     """
     with _compiling():
         graph = model if isinstance(model, ModelGraph) else parse(model, *args, **kwargs)
-        layer = StructuredLayer(graph.program, gate=gate, optimize=optimize)
+        layer = StructuredLayer(
+            graph.program, gate=gate, optimize=optimize, passes=passes, compile=compile, chunk=chunk
+        )
         if graph.model is not None:
             checked: Mapping[str, Any] = graph.kwargs
             verify(graph.program, graph.model, graph.args, checked, evaluate_plan(layer.plan))

@@ -109,14 +109,20 @@ def test_modules_stay_short(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_no_pickle_no_assert(path):
-    """Nothing is unpickled, and input is never checked by a statement that ``python -O`` removes."""
+    """Nothing is unpickled, and input is never checked by a statement that ``python -O`` removes.
+
+    Code is made in one place alone: of the allow-listed operations of a slice, with every other thing bound to a name.
+    """
+    makes_code = name_of(path) == "emfc/layers/writer.py"
     unsafe = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
     assert {dotted.split(".")[0] for _, dotted in imports(path)}.isdisjoint(unsafe)
     for node in ast.walk(ast.parse(path.read_text())):
         where = f"{name_of(path)}:{getattr(node, 'lineno', 0)}"
         assert not isinstance(node, ast.Assert), f"{where}: assert"
         if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in {"torch.load", "torch.save", "eval", "exec"}, where
+            called = ast.unparse(node.func)
+            assert called not in {"torch.load", "torch.save", "eval"}, where
+            assert called != "exec" or makes_code, where
             for keyword in node.keywords:
                 assert keyword.arg != "allow_pickle" or ast.unparse(keyword.value) == "False", where
 

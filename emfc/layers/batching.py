@@ -17,9 +17,11 @@ from emfc.passes.slices import Step
 from emfc.program.ir import Ref
 from emfc.program.operations import resolve
 
-__all__ = ["apply_step", "cast"]
+__all__ = ["KINDS", "Prepared", "apply_step", "cast", "prepare_step"]
 
-_KINDS = {"int": torch.int64, "bool": torch.bool}
+Prepared = Callable[..., tuple[Tensor, ...]]
+
+KINDS = {"int": torch.int64, "bool": torch.bool}
 _DIM_SECOND = frozenset(
     "sum.dim_IntList mean.dim amax.default amin.default logsumexp.default prod.dim_int var.correction std.correction "
     "_softmax.default _log_softmax.default "
@@ -33,7 +35,7 @@ _BATCHED = frozenset(
 
 def cast(value: Tensor, kind: str, dtype: torch.dtype) -> Tensor:
     """Give a tensor the dtype of a kind; real values are computed in `dtype`."""
-    wanted = _KINDS.get(kind, dtype)
+    wanted = KINDS.get(kind, dtype)
     return value if value.dtype == wanted else value.to(wanted)
 
 
@@ -46,19 +48,40 @@ def apply_step(step: Step, inputs: Sequence[Tensor], lead: int, dtype: torch.dty
         lead: Number of leading batch dimensions.
         dtype: The dtype of real values.
     """
-    if step.pointwise:
-        rank = max((value.ndim for value in inputs), default=lead)
-        aligned = [_pad(value, rank, lead) for value in inputs]
-        return (resolve(step.operation)(*_fill(step.arguments, aligned, dtype), **_keywords(step, aligned, dtype)),)
+    return prepare_step(step, [value.ndim - lead for value in inputs], lead, dtype)(*inputs)
+
+
+def prepare_step(step: Step, ranks: Sequence[int], lead: int, dtype: torch.dtype) -> Prepared:
+    """A function that evaluates a step on operands of known ranks; everything but the operands is settled now.
+
+    Args:
+        step: The instruction.
+        ranks: Number of logical dimensions of each operand.
+        lead: Number of leading batch dimensions.
+        dtype: The dtype of real values.
+    """
     name = step.operation
-    if name in _DIM_SECOND and len(inputs) == 1:
-        return (_along(step, inputs[0], lead, dtype),)
-    if name in _BATCHED and len({value.ndim for value in inputs}) == 1:
-        return _results(resolve(name)(*_fill(step.arguments, inputs, dtype), **_keywords(step, inputs, dtype)))
+    if step.pointwise:
+        return _pointwise(step, ranks, lead, dtype)
+    if name in _DIM_SECOND and len(ranks) == 1:
+        return _along(step, ranks[0], lead, dtype)
+    if name in _BATCHED and len(set(ranks)) == 1:
+        return lambda *inputs: _called(step, inputs, dtype)
     product = _PRODUCTS.get(name)
-    if product is not None and not step.keywords and len(step.arguments) == len(inputs):
-        return (product(lead, *inputs),)
-    return _mapped(step, inputs, lead, dtype)
+    if product is not None and not step.keywords and len(step.arguments) == len(ranks):
+        return lambda *inputs: (product(lead, *inputs),)
+    return lambda *inputs: _mapped(step, inputs, lead, dtype)
+
+
+def _pointwise(step: Step, ranks: Sequence[int], lead: int, dtype: torch.dtype) -> Prepared:
+    rank = max(ranks, default=0)
+    operator = resolve(step.operation)
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        aligned = [_pad(value, lead + rank, lead) for value in inputs]
+        return (operator(*_fill(step.arguments, aligned, dtype), **_keywords(step, aligned, dtype)),)
+
+    return run
 
 
 def _pad(value: Tensor, rank: int, lead: int) -> Tensor:
@@ -72,7 +95,7 @@ def _fill(arguments: Any, inputs: Sequence[Tensor], dtype: torch.dtype) -> Any:
     if isinstance(arguments, tuple):
         return [_fill(item, inputs, dtype) for item in arguments]
     if isinstance(arguments, dict):
-        return _KINDS.get(arguments["dtype"], dtype)
+        return KINDS.get(arguments["dtype"], dtype)
     return arguments
 
 
@@ -80,26 +103,25 @@ def _keywords(step: Step, inputs: Sequence[Tensor], dtype: torch.dtype) -> dict[
     return {key: _fill(value, inputs, dtype) for key, value in step.keywords}
 
 
-def _along(step: Step, value: Tensor, lead: int, dtype: torch.dtype) -> Tensor:
+def _along(step: Step, rank: int, lead: int, dtype: torch.dtype) -> Prepared:
     """A reduction or scan over logical dimensions, counted from the end so that leading ones do not matter."""
-    rank = value.ndim - lead
-    keywords = _keywords(step, [value], dtype)
+    keywords = _keywords(step, [], dtype)
     name, _, overload = step.operation.partition(".")
     if name in ("sum", "mean", "prod") and overload == "default":
-        flat = value.flatten(lead) if rank else value.unsqueeze(-1)
-        return getattr(torch, name)(flat, dim=-1, **keywords)  # type: ignore[no-any-return]
+        whole = getattr(torch, name)
+        return lambda value: (whole(value.flatten(lead) if rank else value.unsqueeze(-1), dim=-1, **keywords),)
     operator = resolve(step.operation)
-    arguments = _fill(step.arguments, [value], dtype)
-    dims = arguments[1] if len(arguments) > 1 else None
+    after = [_fill(argument, [], dtype) for argument in step.arguments[1:]]
+    dims = after[0] if after else None
     if rank == 0:  # torch lets a number be reduced over its dimension 0 or -1
-        found: Tensor = operator(value.unsqueeze(-1), -1 if isinstance(dims, int) else [-1], *arguments[2:], **keywords)
-        return found.reshape(value.shape)
+        last = -1 if isinstance(dims, int) else [-1]
+        return lambda value: (operator(value.unsqueeze(-1), last, *after[1:], **keywords).reshape(value.shape),)
     if isinstance(dims, int):
-        arguments[1] = dims - rank if dims >= 0 else dims
+        after[0] = dims - rank if dims >= 0 else dims
     else:
         chosen = list(dims) if dims else list(range(rank))
-        arguments[1:2] = [[dim - rank if dim >= 0 else dim for dim in chosen]]
-    return operator(*arguments, **keywords)  # type: ignore[no-any-return]
+        after[:1] = [[dim - rank if dim >= 0 else dim for dim in chosen]]
+    return lambda value: (operator(value, *after, **keywords),)
 
 
 def _matmul(lead: int, left: Tensor, right: Tensor) -> Tensor:
@@ -129,6 +151,11 @@ _PRODUCTS: dict[str, Callable[..., Tensor]] = {
 }
 
 
+def _called(step: Step, inputs: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...]:
+    operator = resolve(step.operation)
+    return _results(operator(*_fill(step.arguments, inputs, dtype), **_keywords(step, inputs, dtype)))
+
+
 def _results(value: Any) -> tuple[Tensor, ...]:
     return (value,) if isinstance(value, Tensor) else tuple(value)
 
@@ -139,9 +166,7 @@ def _mapped(step: Step, inputs: Sequence[Tensor], lead: int, dtype: torch.dtype)
     shared = [all(size == 1 for size in value.shape[:lead]) for value in inputs]
 
     def single(*values: Tensor) -> tuple[Tensor, ...]:
-        return _results(
-            resolve(step.operation)(*_fill(step.arguments, values, dtype), **_keywords(step, values, dtype))
-        )
+        return _called(step, values, dtype)
 
     if all(shared):
         results = single(*(value.reshape(value.shape[lead:]) for value in inputs))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal, Normal
@@ -14,7 +12,7 @@ from emfc.program.ir import Program
 from emfc.program.specification import build, event_dim
 from emfc.transforms import ScalarFamily, UnsupportedFamilyError, scalar_family
 
-__all__ = ["check_components", "components", "sequential_components"]
+__all__ = ["check_components", "components", "element_components", "element_noise"]
 
 
 def check_components(kernel: Kernel, program: Program) -> None:
@@ -67,50 +65,25 @@ def _family(distribution: torch.distributions.Distribution, kernel: Kernel) -> S
         raise CompileError("E-NOCDF", str(error), advice="use a univariate family there") from error
 
 
-def sequential_components(kernel: Kernel, parameters: dict[str, Tensor]) -> Generator[ScalarFamily, Tensor, None]:
-    """Components of one site's elements in turn, batch ``[B or 1, K]``; send each element's value back before the next.
+def element_components(kernel: Kernel, parameters: dict[str, Tensor], place: int, noises: list[Tensor]) -> ScalarFamily:
+    """Components of one element of each of some sites, batch ``[B or 1, C or 1, K or 1]``.
 
     Args:
         kernel: A mixed kernel.
-        parameters: Evaluated for one row.
+        parameters: Those of the elements, ``[B or 1, C or 1, K or 1, *event]``.
+        place: Of the element inside its vector, where the sites are vectors.
+        noises: Of the vector's elements before, from `element_noise`.
     """
-    specification = kernel.held.specification
-    shape = kernel.held.shape
-    if specification.family == "MultivariateNormal":
-        yield from _sequential_normal(parameters, shape)
-        return
-    for place in range(int(torch.Size(shape).numel())):
-        index = _unravel(place, shape)
-        chosen = {path: _element(tensor, index) for path, tensor in parameters.items()}
-        yield _family(build(specification, chosen), kernel)
+    if kernel.held.specification.family != "MultivariateNormal":
+        return _family(build(kernel.held.specification, parameters), kernel)
+    loc, scale_tril = parameters["loc"], parameters["scale_tril"]
+    conditional = loc[..., place]
+    if place:
+        conditional = conditional + (scale_tril[..., place, :place] * torch.stack(noises, -1)).sum(-1)
+    conditional, scale = torch.broadcast_tensors(conditional, scale_tril[..., place, place])
+    return scalar_family(Normal(conditional, scale, validate_args=False))
 
 
-def _unravel(place: int, shape: tuple[int, ...]) -> tuple[int, ...]:
-    index = []
-    for size in reversed(shape):
-        index.append(place % size)
-        place //= size
-    return tuple(reversed(index))
-
-
-def _element(tensor: Tensor, index: tuple[int, ...]) -> Tensor:
-    """Pick a batch element of ``[B, 1, *batch, K, *event]``, keeping ``[B, K, *event]``."""
-    tensor = tensor.squeeze(1)
-    for place in index:
-        tensor = tensor.select(1, 0 if tensor.shape[1] == 1 else place)
-    return tensor
-
-
-def _sequential_normal(parameters: dict[str, Tensor], shape: tuple[int, ...]) -> Generator[ScalarFamily, Tensor, None]:
-    batch = shape[:-1]
-    for outer in range(int(torch.Size(batch).numel())):
-        index = _unravel(outer, batch)
-        loc, scale_tril = (_element(parameters[name], index) for name in ("loc", "scale_tril"))
-        noises: list[Tensor] = []
-        for place in range(shape[-1]):
-            conditional = loc[..., place]
-            if noises:
-                conditional = conditional + (scale_tril[..., place, :place] * torch.stack(noises, -1)).sum(-1)
-            scale = scale_tril[..., place, place]
-            value = yield scalar_family(Normal(conditional, scale, validate_args=False))
-            noises.append((value - conditional) / scale)
+def element_noise(family: ScalarFamily, value: Tensor) -> Tensor:
+    """Noise of a vector's element under each component, from the family of `element_components`."""
+    return (value.unsqueeze(-1) - family.loc) / family.scale  # type: ignore[attr-defined, no-any-return]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -9,15 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emfc.layers.components import components
+from emfc.layers.filtering import Filter
+from emfc.layers.fused import Fused
 from emfc.layers.kernel import Kernel
-from emfc.layers.latents import Gates, accumulate, configured_environment, latent_log_prob
+from emfc.layers.latents import Gates, accumulate
+from emfc.layers.logdensity import LogDensity
+from emfc.layers.mixed_density import MixedLogDensity
+from emfc.layers.parameters import Parameters
 from emfc.layers.plan import Plan
 from emfc.layers.readers import Environment, Picker
 from emfc.layers.supports import UNCOMPUTABLE, Supports
 from emfc.program.ir import Addresses
 from emfc.special.precision import eager
-from emfc.transforms import CDFTransform, NormalTransform, ScalarFamily, from_normal, mixture_family
+from emfc.transforms import CDFTransform, NormalTransform, from_normal, mixture_family
 
 __all__ = ["Density"]
 
@@ -27,16 +32,38 @@ class Density:
 
     All values are known, so one kernel evaluation per class does, however many sites it has. An element of a site that
     reads a summed-out site has a one-dimensional mixture as its conditional, whose weights are the responsibilities
-    of the populations given the elements before it (the Knothe-Rosenblatt map of the joint mixture); these are
-    cumulative sums of the components' log densities, over all elements at once.
+    of the populations given the elements before it (the Knothe-Rosenblatt map of the joint mixture), which a filter
+    finds for all elements at once.
     """
 
-    def __init__(self, plan: Plan, supports: Supports) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        supports: Supports,
+        *,
+        direct: bool = True,
+        compiled: bool = False,
+        chunk: int | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            plan: The plan.
+            supports: Its supports.
+            direct: Whether log densities may be found without noise.
+            compiled: Whether log densities run under `torch.compile`.
+            chunk: How many sites of a class a log density takes at a time; None for all.
+        """
         self.plan = plan
         self.supports = supports
-        if plan.mixtures:
-            self._order = torch.from_numpy(np.argsort(self._positions(), kind="stable"))
-            self._ranks = torch.argsort(self._order)
+        self._filter = Filter(plan) if plan.mixtures else None
+        self._log_density: Fused | LogDensity | MixedLogDensity | None = None
+        if direct:
+            self._log_density = (
+                LogDensity(plan, chunk=chunk) if self._filter is None else MixedLogDensity(plan, self._filter)
+            )
+            if compiled:
+                self._log_density = Fused(self._log_density)
 
     def __call__(self, values: Tensor, parameters: Tensor, gates: Gates) -> tuple[Tensor, Tensor]:
         """Noise ``[B, N]`` of examples ``[B, D]`` and the log-Jacobian ``[B]`` of this direction."""
@@ -70,6 +97,34 @@ class Density:
         noises = [torch.where(rows[:, None], noise.nan_to_num(), noise) for noise in noises]
         return noises, torch.where(rows, -torch.inf, ladj)
 
+    def log_prob(self, values: Tensor, parameters: Parameters, gates: Gates) -> Tensor:
+        r"""Log density ``[B]`` of examples ``[B, D]``, -inf outside the support.
+
+        .. math:: \sum_j \log f_j(x_j \mid x_{pa(j)}) = \sum_j \log \phi(e_j) + \log |\det \partial e / \partial x|
+        """
+        held = self._log_density
+        if held is None or gates.values is not None or values.dtype not in (torch.float32, torch.float64):
+            noises, ladj = self.pieces(values, parameters.flat, gates)
+            squares = torch.stack([noise.square().sum(-1) for noise in noises]).sum(0)
+            return ladj - 0.5 * (squares + self.plan.noise_dim * math.log(2 * math.pi))
+        failure: Exception | None = None
+        try:
+            total = held(values, parameters)
+            if not eager() or math.isfinite(total.detach().sum().item()):
+                return total
+        except UNCOMPUTABLE as error:
+            if not eager():
+                raise
+            failure = error
+        outside = self.supports.outside(values, parameters.flat)
+        rows = outside.any(-1)
+        if not bool(rows.any()):
+            if failure is not None:
+                raise failure
+            return total
+        safe = torch.where(outside, self.supports.prototype(values), values)
+        return torch.where(rows, -torch.inf, held(safe, parameters))
+
     def _evaluate(self, values: Tensor, plain: Environment, gates: Gates) -> tuple[list[Tensor], Tensor]:
         noises: list[Tensor] = []
         ladj: Tensor | None = None
@@ -87,9 +142,8 @@ class Density:
     def _transforms(self, plain: Environment) -> Iterator[tuple[Kernel, NormalTransform]]:
         for kernel in self.plan.ordinary:
             yield kernel, from_normal(kernel.distribution(plain, kernel.full))
-        if self.plan.mixtures:
-            configured = configured_environment(self.plan, plain)
-            for kernel, weights, family in self._responsibilities(configured):
+        if self._filter is not None:
+            for kernel, weights, family in self._filter.responsibilities(plain):
                 yield kernel, CDFTransform(mixture_family(weights, family))
 
     @cached_property
@@ -109,40 +163,3 @@ class Density:
     @staticmethod
     def _order_of(columns: list[Addresses]) -> Picker:
         return Picker(np.argsort(np.concatenate([held.reshape(-1) for held in columns])))
-
-    def _responsibilities(self, configured: Environment) -> list[tuple[Kernel, Tensor, ScalarFamily]]:
-        """For each mixed kernel the log weights ``[B, n, *shape, K]`` of the populations before each element."""
-        values = configured.values
-        count = len(self.plan.populations.configurations)
-        families = []
-        increments = []
-        for kernel in self.plan.mixtures:
-            own = kernel.full.own(values)
-            family = components(kernel, kernel.parameters(configured, kernel.full), own)
-            families.append(family)
-            increments.append(family.log_prob(own.unsqueeze(-1)).expand(*own.shape, count).flatten(1, -2))
-        for kernel in self.plan.latents:
-            increments.append(
-                latent_log_prob(self.plan, kernel, kernel.full, configured).expand(len(values), -1, count)
-            )
-        sequence = torch.cat(increments, 1)[:, self._order.to(values.device)]
-        finite = sequence.clamp(min=torch.finfo(sequence.dtype).min / (4 * sequence.shape[1]))
-        before = torch.cat([torch.zeros_like(finite[:, :1]), finite[:, :-1].cumsum(1)], 1)
-        weights = before.log_softmax(-1)[:, self._ranks.to(values.device)]
-        result: list[tuple[Kernel, Tensor, ScalarFamily]] = []
-        offset = 0
-        for kernel, family in zip(self.plan.mixtures, families, strict=True):
-            held = weights[:, offset : offset + kernel.own.size]
-            result.append((kernel, held.reshape(len(values), *kernel.own.shape, count), family))
-            offset += kernel.own.size
-        return result
-
-    def _positions(self) -> Addresses:
-        """Program order of what `_responsibilities` stacks: the mixtures' elements, then the summed-out sites."""
-        sites = self.plan.program.sites
-        keys = [
-            [sites[index].start + place for index in kernel.held.sites for place in range(sites[index].size)]
-            for kernel in self.plan.mixtures
-        ]
-        keys += [[sites[index].start for index in kernel.held.sites] for kernel in self.plan.latents]
-        return np.concatenate([np.asarray(held, dtype=np.int64) for held in keys])

@@ -1,21 +1,25 @@
-"""What both directions share: gates, the joint values of summed-out sites and their log probabilities."""
+"""What both directions share: gates, and classes of sites at the joint values of what is summed out."""
 
 from __future__ import annotations
 
+import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from emfc.layers.components import components
 from emfc.layers.kernel import Kernel, View
 from emfc.layers.plan import Plan
-from emfc.layers.readers import Environment, Picker
+from emfc.layers.readers import Environment, Picker, Reader
+from emfc.passes.scopes import Scopes
+from emfc.passes.slots import Slots
+from emfc.program.ir import Addresses
 from emfc.program.specification import build
-from emfc.transforms import NormalTransform, gated
+from emfc.transforms import NormalTransform, ScalarFamily, gated
 
-__all__ = ["Gates", "accumulate", "configured_environment", "latent_log_prob"]
+__all__ = ["Enumeration", "Gates", "accumulate", "enumerations"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,25 +54,63 @@ def accumulate(total: Tensor | None, ladj: Tensor, value: Tensor | None = None) 
     return part.expand(len(value)) if total is None else total + part
 
 
-def configured_environment(plan: Plan, plain: Environment) -> Environment:
-    """An environment that also holds the joint values of the summed-out sites."""
-    table = torch.as_tensor(plan.populations.configurations, dtype=plain.dtype, device=plain.device)
-    return Environment(plain.values, plain.parameters, table)
+class Enumeration:
+    """A class that is summed out, or that reads what is, at all joint values of its slots (the K populations)."""
+
+    def __init__(self, kernel: Kernel, scopes: Scopes, slots: Slots) -> None:
+        self.kernel = kernel
+        self.scopes = scopes
+        self.slots = slots
+        self.count = slots.count
+        self._table = torch.from_numpy(slots.table())
+        self._full = self.view(kernel.full)
+
+    def view(self, view: View) -> View:
+        """The view with readers that take each summed-out value from its slot, whatever the row."""
+        readers = tuple(
+            _from_slots(reader, places) for reader, places in zip(view.readers, self.scopes.loads, strict=True)
+        )
+        return replace(view, readers=readers)
+
+    def environment(self, plain: Environment) -> Environment:
+        """An environment that also holds the joint values."""
+        return replace(plain, configurations=self._table.to(dtype=plain.dtype, device=plain.device))
+
+    def parameters(self, plain: Environment, view: View | None = None) -> dict[str, Tensor]:
+        """Distribution parameters at all joint values, of a view from `view`; of all rows without one."""
+        return self.kernel.parameters(self.environment(plain), self._full if view is None else view)
+
+    def family(self, plain: Environment, values: Tensor) -> ScalarFamily:
+        """Components of all rows given values ``[B, n, *shape]``, batch ``[B or 1, n or 1, *shape, K]``."""
+        return components(self.kernel, self.parameters(plain), values)
+
+    def log_masses(self, plain: Environment, view: View | None = None) -> Tensor:
+        """Log probabilities of the class's own values, ``[B or 1, n, size, K]``."""
+        if self.scopes.own is None:
+            raise RuntimeError("only what is summed out has masses")
+        view = self._full if view is None else view
+        size = len(self.scopes.elements)
+        distribution = build(self.kernel.held.specification, self.parameters(plain, view))
+        own = self._table[:, self.scopes.own : self.scopes.own + size].to(dtype=plain.dtype, device=plain.device)
+        shape = (*self.kernel.held.shape, self.count)
+        log_prob: Tensor = distribution.log_prob(own.mT.reshape(shape)[None, None])
+        full = log_prob.expand(log_prob.shape[0], len(view.rows), *shape)
+        return full.reshape(*full.shape[:2], size, self.count)
 
 
-def latent_log_prob(plan: Plan, kernel: Kernel, view: View, configured: Environment) -> Tensor:
-    """Log probability of the joint values under summed-out sites, ``[B or 1, n, K]``."""
-    if configured.configurations is None:
-        raise RuntimeError("summed-out sites need configurations")
-    distribution = build(kernel.held.specification, kernel.parameters(configured, view))
-    sites = [plan.program.sites[kernel.held.sites[row]] for row in view.rows]
-    places = np.searchsorted(plan.layout.latents, [site.start for site in sites])
-    chosen = torch.as_tensor(places[:, None] + np.arange(sites[0].size), device=configured.device)
-    values = (
-        configured.configurations[:, chosen]
-        .movedim(0, -1)
-        .reshape(len(sites), *kernel.held.shape, len(configured.configurations))
-    )
-    log_prob: Tensor = distribution.log_prob(values[None])
-    count = len(configured.configurations)
-    return log_prob.reshape(log_prob.shape[0], len(sites), sites[0].size, count).sum(2)
+def _from_slots(reader: Reader, places: Addresses) -> Reader:
+    if "latent" not in reader.pickers:
+        return reader
+    changed = copy.copy(reader)
+    changed.pickers = {**reader.pickers, "latent": Picker(places[None])}
+    return changed
+
+
+def enumerations(plan: Plan) -> dict[int, Enumeration]:
+    """Of all classes that are summed out or read what is, by number."""
+    scopes, slots = plan.elimination.scopes, plan.elimination.slots
+    return {
+        kernel.number: Enumeration(kernel, scopes[kernel.number], slots[kernel.number])
+        for kernel in plan.kernels
+        if kernel.number in scopes
+    }

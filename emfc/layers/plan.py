@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-import numpy as np
 from torch import Tensor
 
 from emfc.layers.kernel import Kernel
 from emfc.layers.readers import Environment, Layout
-from emfc.passes.classify import classify, slice_sites
-from emfc.passes.marginalise import Populations, marginalise, parents
-from emfc.program.errors import CompileError
-from emfc.program.ir import Addresses, Program, SiteRecord
+from emfc.passes.eliminate import Elimination, eliminate
+from emfc.passes.marginalise import Populations
+from emfc.passes.nodes import ancestors
+from emfc.passes.recurrences import Virtual
+from emfc.program.ir import Program
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Evaluate", "Plan"]
+
+Evaluate = Callable[[Tensor, Tensor], Tensor]
+"""From site values ``[B, D]`` and parameters ``[P]`` to values ``[B or 1, V]``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,23 +28,35 @@ class Plan:
 
     Attributes:
         program: The program.
-        parents: For each site the indices of the sites that its parameters depend on.
         populations: The discrete sites that are summed out.
         layout: Columns of values in an example.
         example: Indices of the sites of an example, in order.
         noise: First column of the noise of each site of an example.
         kernels: One per class of sites of the example or summed out.
         observed: Kernels of the observed sites; they stay outside the layer and are only verified.
+        virtuals: Deterministic values that carry state from step to step. Node ``i`` is site ``i``, or virtual
+            ``i - len(program.sites)``.
+        virtual_kernels: One per class of virtual nodes; ``kernel.held.sites`` numbers nodes, the value of each is
+            ``kernel.parameters(...)["value"]``, ``kernel.own`` are its columns in ``Environment.virtual``.
+        stages: How the virtual classes follow each other: indices into `virtual_kernels`.
+        recurrences: Makes what computes the values of the virtual nodes of a plan.
+        node_parents: For each node the nodes that its slice reads.
+        log: What each pass did, in words.
     """
 
     program: Program
-    parents: tuple[tuple[int, ...], ...]
     populations: Populations
     layout: Layout
     example: tuple[int, ...]
     noise: Mapping[int, int]
     kernels: tuple[Kernel, ...]
     observed: tuple[Kernel, ...]
+    virtuals: tuple[Virtual, ...]
+    virtual_kernels: tuple[Kernel, ...]
+    stages: tuple[tuple[int, ...], ...]
+    recurrences: Callable[[Plan], Evaluate]
+    node_parents: tuple[tuple[int, ...], ...]
+    log: tuple[str, ...]
 
     @cached_property
     def dim(self) -> int:
@@ -54,9 +68,22 @@ class Plan:
         """Number of noise variables N."""
         return sum(self.program.sites[index].noise_size for index in self.example)
 
+    @cached_property
+    def parents(self) -> tuple[tuple[int, ...], ...]:
+        """For each site the indices of the sites that its parameters depend on; through virtual nodes, where there
+        are any, which may take a while.
+        """
+        return ancestors(self.program) if self.virtuals else self.node_parents
+
+    @cached_property
+    def _recurrences(self) -> Evaluate:
+        return self.recurrences(self)
+
     def environment(self, values: Tensor, parameters: Tensor) -> Environment:
         """What kernels read where whole examples ``[B, D]`` are known."""
-        return Environment(values, parameters)
+        if not self.virtuals:
+            return Environment(values, parameters)
+        return Environment(values, parameters, virtual=self._recurrences(values, parameters))
 
     @cached_property
     def ordinary(self) -> tuple[Kernel, ...]:
@@ -76,6 +103,15 @@ class Plan:
         summed = set(self.populations.sites)
         return tuple(kernel for kernel in self.kernels if kernel.held.sites[0] in summed)
 
+    @cached_property
+    def elimination(self) -> Elimination:
+        """How the summed-out sites are summed out.
+
+        Raises:
+            CompileError: That takes too many joint values at a time (E-DISCRETE).
+        """
+        return eliminate(self.program, self.populations, {kernel.number: kernel.held for kernel in self.kernels})
+
     def column(self, index: int) -> int:
         """First column of a site's value in an example."""
         return int(self.layout.columns[self.program.sites[index].start - self.program.site_base])
@@ -83,90 +119,3 @@ class Plan:
     def rows(self) -> dict[int, tuple[Kernel, int]]:
         """For each site its kernel and its row there."""
         return {index: (kernel, row) for kernel in self.kernels for row, index in enumerate(kernel.held.sites)}
-
-
-def make_plan(program: Program, *, optimize: bool = True) -> Plan:
-    """Run the passes over a program.
-
-    Args:
-        program: What the front end wrote down.
-        optimize: False keeps every site apart: the reference that the optimised plan must equal.
-
-    Raises:
-        CompileError: A discrete site cannot be summed out, or the program changes its log density outside its sites.
-    """
-    _check_adjustments(program)
-    slices = slice_sites(program)
-    site_parents = parents(program, slices)
-    populations = marginalise(program, site_parents)
-    summed = set(populations.sites)
-    example = tuple(
-        index for index, site in enumerate(program.sites) if not site.observed and index not in summed and site.size
-    )
-    if not example:
-        raise CompileError(
-            "E-DISCRETE",
-            "nothing is left of the program once its discrete sites are summed out",
-            advice="a layer needs at least one site that no observed site alone reads",
-        )
-    columns = np.full(program.instruction_base - program.site_base, -1, dtype=np.int64)
-    position = 0
-    for index in example:
-        site = program.sites[index]
-        columns[site.start - program.site_base :][: site.size] = np.arange(position, position + site.size)
-        position += site.size
-    layout = Layout(program, columns, populations.addresses)
-    ends = itertools.accumulate((program.sites[index].noise_size for index in example), initial=0)
-    noise = dict(zip(example, ends, strict=False))
-    kernels, observed = [], []
-    for number, held in enumerate(classify(program, slices, summed=summed, merge=optimize)):
-        first = held.sites[0]
-        own = _own(program.sites, held.sites, layout)
-        sources = _grid([noise.get(index, 0) for index in held.sites], held.noise_shape)
-        mixed = any(parent in summed for parent in site_parents[first])
-        kernel = Kernel(held, layout, own, sources, number=number, mixed=mixed)
-        if program.sites[first].observed:
-            if program.sites[first].specification.family != "Factor":
-                observed.append(kernel)
-        elif program.sites[first].size:
-            kernels.append(kernel)
-    return Plan(
-        program=program,
-        parents=tuple(site_parents),
-        populations=populations,
-        layout=layout,
-        example=example,
-        noise=noise,
-        kernels=tuple(kernels),
-        observed=tuple(observed),
-    )
-
-
-def _own(sites: tuple[SiteRecord, ...], members: tuple[int, ...], layout: Layout) -> Addresses:
-    shape = sites[members[0]].shape
-    if sites[members[0]].observed:
-        return np.zeros((len(members), *shape), dtype=np.int64)
-    base = layout.program.site_base
-    starts = [int(layout.columns[sites[index].start - base]) if sites[index].size else 0 for index in members]
-    return _grid(starts, shape)
-
-
-def _grid(starts: Sequence[int], shape: tuple[int, ...]) -> Addresses:
-    """Consecutive columns from each start on, in a shape."""
-    size = int(np.prod(shape, dtype=np.int64))
-    first = np.asarray(starts, dtype=np.int64)
-    return np.asarray((first[:, None] + np.arange(size)).reshape(len(starts), *shape))
-
-
-def _check_adjustments(program: Program) -> None:
-    for site in program.sites:
-        if site.adjustment is None or (site.observed and site.adjustment != "pyro.factor"):
-            continue
-        raise CompileError(
-            "E-FACTOR",
-            f"{site.adjustment} changes the log density, which a layer that also samples cannot represent",
-            site=site.name,
-            location=site.location,
-            source=site.source,
-            advice="drop it here; in a variational target it counts",
-        )

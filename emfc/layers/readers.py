@@ -29,11 +29,13 @@ class Environment:
         values: Site values ``[B, W]``: whole examples in the density direction, the sources of one level when sampling.
         parameters: All program parameters, constrained and flat, ``[P]``.
         configurations: Joint values of the summed-out sites ``[K, Z]``.
+        virtual: Values of the virtual nodes ``[B or 1, V]``, at ``Layout.virtual``.
     """
 
     values: Tensor
     parameters: Tensor
     configurations: Tensor | None = None
+    virtual: Tensor | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -46,12 +48,21 @@ class Environment:
 
 @dataclass(eq=False)
 class Picker:
-    """Columns of a matrix, in the shape of an index array; a regular stride is a view instead of a gather."""
+    """Columns of a matrix, in the shape of an index array; a regular pattern is a view instead of a gather.
+
+    Attributes:
+        positions: The columns.
+        start: First column of a regular pattern.
+        step: Distance of its columns; 0 where there is no such pattern.
+        outer: Distance of its rows where each row is a run of `width` neighbours; 0 where there is no such pattern.
+    """
 
     positions: Addresses
     _cache: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
     start: int = 0
     step: int = 0
+    outer: int = 0
+    width: int = 1
 
     def __post_init__(self) -> None:
         flat = self.positions.reshape(-1)
@@ -60,21 +71,72 @@ class Picker:
             self.start, self.step = int(flat[0]), 1
         elif flat.size and steps.size == 1 and steps[0] > 0:
             self.start, self.step = int(flat[0]), int(steps[0])
+        elif flat.size and self.positions.ndim > 1 and self.positions.shape[0] > 1:
+            rows = self.positions.reshape(len(self.positions), -1)
+            outer, run = int(rows[1, 0] - rows[0, 0]), np.arange(rows.shape[1])
+            if outer > 0 and (rows == rows[0, 0] + outer * np.arange(len(rows))[:, None] + run).all():
+                self.start, self.outer, self.width = int(flat[0]), outer, rows.shape[1]
 
     def __call__(self, matrix: Tensor) -> Tensor:
         """``[*, W]`` -> ``[*, *positions.shape]``."""
-        shape = matrix.shape[:-1] + self.positions.shape
         if self.step:
-            stop = self.start + self.step * (self.positions.size - 1) + 1
-            if self.step == 1 and self.start == 0 and stop == matrix.shape[-1]:
-                return matrix.reshape(shape)
-            return matrix[..., self.start : stop : self.step].reshape(shape)
-        index = self._cache.get(matrix.device)
+            size = self.positions.size
+            if self.step == 1:
+                taken = matrix if size == matrix.shape[-1] else matrix.narrow(-1, self.start, size)
+            else:
+                taken = matrix[..., self.start : self.start + self.step * (size - 1) + 1 : self.step]
+            if self.positions.ndim < 2:
+                return taken if self.positions.ndim else taken.squeeze(-1)
+            shaped: Tensor = taken.unflatten(-1, self.positions.shape)
+            return shaped
+        shape = matrix.shape[:-1] + self.positions.shape
+        if self.outer:
+            return self._rows(matrix).reshape(shape)
+        return matrix.index_select(-1, self._index(matrix.device)).reshape(shape)
+
+    def _rows(self, matrix: Tensor) -> Tensor:
+        span = self.outer * (len(self.positions) - 1) + self.width
+        rows: Tensor = matrix.narrow(-1, self.start, span).unfold(-1, self.width, self.outer)
+        return rows
+
+    def _index(self, device: torch.device) -> Tensor:
+        index = self._cache.get(device)
         if index is None:
-            index = torch.from_numpy(self.positions.reshape(-1).copy()).to(matrix.device)
+            index = torch.from_numpy(self.positions.reshape(-1).copy()).to(device)
             if _lasting():
-                self._cache[matrix.device] = index
-        return matrix.index_select(-1, index).reshape(shape)
+                self._cache[device] = index
+        return index
+
+    def put(self, matrix: Tensor, part: Tensor, *, add: bool) -> None:
+        """Write what would be picked into its columns, in place.
+
+        Args:
+            matrix: ``[*, W]``.
+            part: ``[*, *positions.shape]``.
+            add: Add to what is there; otherwise the columns must differ.
+        """
+        if self.step:
+            size = self.positions.size
+            if self.step == 1:
+                target = matrix.narrow(-1, self.start, size)
+            else:
+                target = matrix[..., self.start : self.start + self.step * (size - 1) + 1 : self.step]
+            part = part if part.ndim == target.ndim else part.reshape(target.shape)
+        elif self.outer >= self.width:
+            target = self._rows(matrix)
+            part = part.reshape(target.shape)
+        else:
+            index = self._index(matrix.device)
+            part = part.reshape(*matrix.shape[:-1], len(index))
+            if add:
+                matrix.index_add_(-1, index, part)
+            else:
+                matrix.scatter_(-1, index.expand(part.shape), part)
+            return
+        if add:
+            target.add_(part)
+        else:
+            target.copy_(part)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +148,14 @@ class Layout:
         columns: For each address from ``site_base`` to ``instruction_base`` its column in the example, -1 where it
             has none.
         latents: Ascending addresses of the summed-out values.
+        virtual: For each address from ``instruction_base`` on its column among the values of the virtual nodes, -1
+            where it has none.
     """
 
     program: Program
     columns: Addresses
     latents: Addresses
+    virtual: Addresses = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 class Reader:
@@ -129,6 +194,9 @@ class Reader:
                 self.pickers[name] = Picker(
                     np.searchsorted(layout.latents, np.where(masks[name], addresses, layout.latents[0]))
                 )
+            elif name == "virtual":
+                held = layout.virtual[np.maximum(safe - program.instruction_base, 0)]
+                self.pickers[name] = Picker(np.where(masks[name], held, 0))
             else:
                 self.pickers[name] = Picker(np.where(masks[name], columns[np.maximum(safe - program.site_base, 0)], 0))
         self._cache: dict[tuple[torch.device, torch.dtype], Tensor] = {}
@@ -142,11 +210,13 @@ class Reader:
         )
         constant = addresses < program.parameter_base
         parameter = ~constant & (addresses < program.site_base)
+        virtual = np.asarray(addresses >= program.instruction_base)
         return {
             "constant": np.asarray(constant),
             "parameter": np.asarray(parameter),
             "latent": latent,
-            "site": np.asarray(~constant & ~parameter & ~latent),
+            "site": np.asarray(~constant & ~parameter & ~latent & ~virtual),
+            "virtual": virtual,
         }
 
     def __call__(self, environment: Environment) -> Tensor:
@@ -169,7 +239,12 @@ class Reader:
             if environment.configurations is None:
                 raise RuntimeError("a summed-out value was read without configurations")
             return cast(self.pickers[name](environment.configurations)[None], self.kind, environment.dtype)
-        held = self.pickers[name](environment.values)
+        if name == "virtual":
+            if environment.virtual is None:
+                raise RuntimeError("a virtual node was read before it was computed")
+            held = self.pickers[name](environment.virtual)
+        else:
+            held = self.pickers[name](environment.values)
         return cast(held.unsqueeze(1) if configured else held, self.kind, environment.dtype)
 
     def _constant(self, environment: Environment, configured: bool) -> Tensor:

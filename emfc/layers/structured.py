@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,16 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from emfc.errors import UserError
+from emfc.layers.cache import cached_plan
 from emfc.layers.components import check_components
 from emfc.layers.density import Density
+from emfc.layers.drawing import Drawing
+from emfc.layers.explanation import explain
 from emfc.layers.kernel import Kernel
 from emfc.layers.latents import Gates
 from emfc.layers.packing import Packing
-from emfc.layers.plan import Plan, make_plan
+from emfc.layers.parameters import Parameters
+from emfc.layers.plan import Plan
 from emfc.layers.sampling import Sampling
 from emfc.layers.supports import ProgramConstraintMap, Supports
 from emfc.program.constraint import constraint_from_data
@@ -64,9 +69,8 @@ class StructuredTransform(LadjTransform):
         .. math:: \sum_j \log \phi(e_j) + \log |\det \partial e / \partial x|
         """
         layer, flat = self.layer, self.layer._flat(y)
-        noises, ladj = layer._density.pieces(flat, layer.flat_parameters(flat), Gates(layer._element_gates()))
-        squares = torch.stack([noise.square().sum(-1) for noise in noises]).sum(0)
-        return (ladj - 0.5 * (squares + layer.noise_dim * math.log(2 * math.pi))).reshape(y.shape[:-1])
+        total = layer._density.log_prob(flat, layer.parameters_like(flat), Gates(layer._element_gates()))
+        return total if y.ndim == 2 else total.reshape(y.shape[:-1])
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
         """Shape of the examples of noise."""
@@ -89,30 +93,51 @@ class StructuredLayer(nn.Module):
     Args:
         program: What the front end wrote down, or what was loaded.
         gate: ``None``, ``"site"`` (one learned gate per site) or ``"element"``. A gate at 1 is the program, at 0 the
-            identity
-            followed by the support's constraint map; gates start nearly open.
+            identity followed by the support's constraint map; gates start nearly open.
         optimize: False evaluates site by site: the reference that the optimised layer equals.
+        passes: Names of the passes that run, where not all should: out of fold, common, dead, recurrences, classify.
+        compile: Whether log densities run under `torch.compile`, which pays after some hundred evaluations.
+        chunk: How many sites of one kind a log density takes at a time, and again for their gradients, so that memory
+            does not grow with the length of the program; None for all.
 
     Raises:
         CompileError: The program cannot be compiled.
+        UserError: An option has a value that it can't have.
     """
 
-    def __init__(self, program: Program, *, gate: str | None = None, optimize: bool = True) -> None:
+    def __init__(
+        self,
+        program: Program,
+        *,
+        gate: str | None = None,
+        optimize: bool = True,
+        passes: Collection[str] | None = None,
+        compile: bool = False,
+        chunk: int | None = None,
+    ) -> None:
         super().__init__()
         if gate not in (None, "site", "element"):
             raise UserError(f"gate must be None, 'site' or 'element', not {gate!r}")
+        if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+            raise UserError(f"chunk is a number of sites, 1 or more, or None for all; not {chunk!r}")
+        if not optimize and (passes is not None or compile or chunk is not None):
+            raise UserError("optimize=False is the plain reference; it takes neither passes nor compile nor chunk")
         self.program = program
         self.gate = gate
         self.optimize = optimize
-        self.plan: Plan = make_plan(program, optimize=optimize)
+        self.plan: Plan = cached_plan(program, optimize=optimize, passes=passes)
         for kernel in self.plan.mixtures:
             check_components(kernel, program)
         self.supports = Supports(self.plan)
-        self._density = Density(self.plan, self.supports)
-        self._sampling = Sampling(self.plan)
+        self._density = Density(self.plan, self.supports, direct=optimize, compiled=compile, chunk=chunk)
+        staged = optimize and not self.plan.populations.sites
+        self._sampling: Drawing | Sampling = Drawing(self.plan) if staged else Sampling(self.plan)
         self.packing = Packing(self.plan)
         dtype = getattr(torch, program.dtype)
         self._constraints = [constraint_from_data(parameter.constraint) for parameter in program.parameters]
+        self._transforms = [
+            None if constraint is constraints.real else transform_to(constraint) for constraint in self._constraints
+        ]
         self.unconstrained = nn.ParameterList()
         for parameter, constraint in zip(program.parameters, self._constraints, strict=True):
             start = transform_to(constraint).inv(parameter.initial.to(dtype))
@@ -149,28 +174,29 @@ class StructuredLayer(nn.Module):
     @property
     def graph(self) -> ModelGraph:
         """The program's graph."""
-        return ModelGraph(self.program, self.plan.parents)
+        return ModelGraph(self.program, partial(getattr, self.plan, "parents"))
 
     # ------------------------------------------------------------------ parameters and gates
 
     def _constrained(self) -> list[Tensor]:
         return [
-            transform_to(constraint)(value)
-            for constraint, value in zip(self._constraints, self.unconstrained, strict=True)
+            value if transform is None else transform(value)
+            for transform, value in zip(self._transforms, self.unconstrained, strict=True)
         ]
+
+    def parameters_like(self, like: Tensor) -> Parameters:
+        """All program parameters, constrained, in the dtype and device of `like`."""
+        held = [value for value in self.unconstrained._parameters.values() if value is not None]
+        return Parameters(held, self._transforms, like)
 
     def flat_parameters(self, like: Tensor) -> Tensor:
         """All program parameters, constrained and flat ``[P]``, in the dtype and device of `like`."""
-        held = [value.reshape(-1) for value in self._constrained()]
-        if not held:
-            return like.new_zeros(0)
-        flat = held[0] if len(held) == 1 else torch.cat(held)
-        return flat.to(dtype=like.dtype, device=like.device)
+        return self.parameters_like(like).flat
 
     def _flat(self, value: Tensor) -> Tensor:
         if value.shape[-1] != self.dim:
             raise UserError(f"an example of this program has {self.dim} elements, not {value.shape[-1]}")
-        return value.reshape(value.shape[:-1].numel(), self.dim)
+        return value if value.ndim == 2 else value.reshape(value.shape[:-1].numel(), self.dim)
 
     def values(self) -> dict[str, Tensor]:
         """The program's parameters by name, constrained."""
@@ -298,35 +324,19 @@ class StructuredLayer(nn.Module):
         if site.observed:
             return "observed: outside the layer"
         if index in self.plan.populations.sites:
-            return f"summed out ({len(self.plan.populations.configurations)} populations)"
+            populations = self.plan.populations
+            levels = populations.levels[int(np.searchsorted(populations.addresses, site.start))]
+            return f"summed out ({levels} populations)"
         if kernel is None:
             return "empty"
         text = self.supports.names[kernel.number]
         if kernel.mixed:
-            text = f"mixture of {len(self.plan.populations.configurations)} x {site.specification.title}"
+            text = f"mixture of {self.plan.elimination.slots[kernel.number].count} x {site.specification.title}"
         return f"dequantised {text}" if site.discrete else text
 
     def explain(self) -> str:
         """What each pass did, in words."""
-        plan, program = self.plan, self.program
-        lines = [
-            f"trace: {len(program.sites)} sites, {len(program.instructions)} instructions, "
-            f"{len(program.parameters)} parameters, {program.constants.numel()} constants",
-            f"marginalise: {len(plan.populations.sites)} discrete sites summed out, "
-            f"{len(plan.populations.configurations) if plan.populations.sites else 0} populations",
-            f"classify ({'on' if self.optimize else 'off'}): {len(plan.kernels)} classes for "
-            f"{sum(len(kernel.held.sites) for kernel in plan.kernels)} sites",
-        ]
-        for kernel in plan.kernels:
-            names = [program.sites[index].name for index in kernel.held.sites]
-            steps = len(kernel.held.slice.values) - len(kernel.held.addresses)
-            shown = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
-            lines.append(
-                f"  {len(names)} x {kernel.held.specification.title}{list(kernel.held.shape)} ({shown}): "
-                f"{len(kernel.held.addresses)} loads, {steps} instructions"
-            )
-        lines.append(f"schedule: density in 1 stage, sampling in {len(self._sampling._schedule)} levels")
-        return "\n".join(lines)
+        return explain(self.program, self.plan, self._sampling)
 
     def extra_repr(self) -> str:
         noise = f", N={self.noise_dim}" if self.noise_dim != self.dim else ""

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from emfc.layers.components import components
 from emfc.layers.kernel import Kernel
-from emfc.layers.latents import Gates, configured_environment
+from emfc.layers.latents import Gates, enumerations
 from emfc.layers.plan import Plan
 from emfc.layers.readers import Environment
 from emfc.program.errors import CompileError
@@ -50,6 +49,7 @@ class Supports:
             CompileError: A family has none (E-NOCDF).
         """
         self.plan = plan
+        self._enumerations = enumerations(plan)
         program = plan.program
         dtype = getattr(torch, program.dtype)
         initial = [held.initial.reshape(-1).to(dtype) for held in program.parameters]
@@ -117,11 +117,9 @@ class Supports:
         """The transform of a class at given values; populations count equally, since only the support is wanted."""
         if not kernel.mixed:
             return from_normal(kernel.distribution(environment, kernel.full))
-        configured = configured_environment(self.plan, environment)
-        own = kernel.full.own(environment.values)
-        family = components(kernel, kernel.parameters(configured, kernel.full), own)
-        weights = environment.values.new_zeros(len(self.plan.populations.configurations))
-        return CDFTransform(mixture_family(weights, family))
+        held = self._enumerations[kernel.number]
+        family = held.family(environment, kernel.full.own(environment.values))
+        return CDFTransform(mixture_family(environment.values.new_zeros(held.count), family))
 
     def outside(self, values: Tensor, parameters: Tensor) -> Tensor:
         """Which elements ``[B, D]`` of examples lie outside their site's support, or are no numbers.
@@ -131,21 +129,33 @@ class Supports:
         result = torch.zeros_like(values, dtype=torch.bool)
         pending: list[Kernel] = [*self.plan.ordinary, *self.plan.mixtures]
         while pending:  # what cannot be computed from values that are outside reads others in their place
-            environment = self.plan.environment(torch.where(result, self.prototype(values), values), parameters)
-            later: list[Kernel] = []
-            for kernel in pending:
-                try:
-                    constraint = _scalar(self.at(kernel, environment).codomain)
-                except UNCOMPUTABLE:
-                    later.append(kernel)
-                    continue
-                columns = torch.as_tensor(kernel.own.reshape(-1), device=values.device)
-                result[:, columns] = ~_inside(constraint, kernel.full.own(values)).flatten(1)
-            if len(later) == len(pending):
-                self.at(later[0], environment)
+            environment = self._environment(torch.where(result, self.prototype(values), values), parameters)
+            later = [kernel for kernel in pending if not self._mark(result, kernel, environment, values)]
+            if len(later) == len(pending):  # each waits for the others: their supports at the watched run's values
+                environment = self.plan.environment(self.prototype(values), parameters)
+                for kernel in later:
+                    if not self._mark(result, kernel, environment, values):
+                        self.at(kernel, environment)
                 break
             pending = later
         return result
+
+    def _environment(self, values: Tensor, parameters: Tensor) -> Environment:
+        """What kernels read; without the virtual nodes where these cannot be computed."""
+        try:
+            return self.plan.environment(values, parameters)
+        except UNCOMPUTABLE:
+            return Environment(values, parameters)
+
+    def _mark(self, result: Tensor, kernel: Kernel, environment: Environment, values: Tensor) -> bool:
+        """Mark the elements of a class that lie outside; False where its support cannot be computed."""
+        try:
+            constraint = _scalar(self.at(kernel, environment).codomain)
+        except UNCOMPUTABLE:
+            return False
+        columns = torch.as_tensor(kernel.own.reshape(-1), device=values.device)
+        result[:, columns] = ~_inside(constraint, kernel.full.own(values)).flatten(1)
+        return True
 
 
 def _scalar(constraint: constraints.Constraint) -> constraints.Constraint:

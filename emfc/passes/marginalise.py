@@ -1,26 +1,21 @@
-"""Marginalise: find the discrete sites that select populations, and the table of their joint values.
+"""Marginalise: find the discrete sites that select populations.
 
 A discrete site that no other site reads is a leaf and stays in the example, dequantised. A discrete site that others
-read is summed out: all joint values of all such sites are enumerated, and every site that reads one becomes a
-mixture.
+read is summed out, and every site that reads one becomes a mixture; `emfc.passes.eliminate` says in which order.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from emfc.passes.scopes import level_count
 from emfc.passes.slices import Slice
 from emfc.program.errors import CompileError
 from emfc.program.ir import Addresses, Program, SiteRecord
 
-__all__ = ["LARGEST_ENUMERATION", "Populations", "marginalise", "parents"]
-
-LARGEST_ENUMERATION = 1024
+__all__ = ["Populations", "marginalise", "parents"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,13 +25,13 @@ class Populations:
     Attributes:
         sites: Their indices in ``program.sites``.
         addresses: The addresses of their values, ascending.
-        configurations: Every joint value, ``[K, len(addresses)]``.
+        levels: How many levels each of these values has.
         readers: Indices of the sites whose parameters read one of them; these are the mixtures.
     """
 
     sites: tuple[int, ...]
     addresses: Addresses
-    configurations: npt.NDArray[np.float64]
+    levels: tuple[int, ...]
     readers: tuple[int, ...]
 
 
@@ -49,7 +44,7 @@ def parents(program: Program, slices: list[Slice]) -> list[tuple[int, ...]]:
         found: set[int] = set()
         for load in held.loads():
             flat = load.addresses.reshape(-1)
-            flat = flat[flat >= program.site_base]
+            flat = flat[(flat >= program.site_base) & (flat < program.instruction_base)]
             if flat.size:
                 found.update(np.unique(np.searchsorted(starts, flat, side="right") - 1).tolist())
         result.append(tuple(latent[place] for place in sorted(found)))
@@ -57,63 +52,37 @@ def parents(program: Program, slices: list[Slice]) -> list[tuple[int, ...]]:
 
 
 def marginalise(program: Program, site_parents: list[tuple[int, ...]]) -> Populations:
-    """Choose the sites to sum out and enumerate their joint values.
+    """Choose the sites to sum out.
 
     Raises:
-        CompileError: A discrete site that others read cannot be enumerated, or the enumeration would be too large
-        (E-DISCRETE).
+        CompileError: A discrete site that others read has infinitely many levels (E-DISCRETE).
     """
     read = sorted({parent for held in site_parents for parent in held if program.sites[parent].discrete})
-    choices: list[npt.NDArray[np.float64]] = []
+    summed = set(read)
+    levels: list[int] = []
+    starts: list[Addresses] = [np.zeros(0, dtype=np.int64)]
     for index in read:
         site = program.sites[index]
-        choices.extend([_values(site)] * site.size)
-    size = math.prod(len(values) for values in choices)
-    if size > LARGEST_ENUMERATION:
-        first = program.sites[read[0]]
+        levels.extend([_levels(site)] * site.size)
+        starts.append(site.start + np.arange(site.size, dtype=np.int64))
+    readers = tuple(
+        index
+        for index, held in enumerate(site_parents)
+        if index not in summed and any(parent in summed for parent in held)
+    )
+    return Populations(tuple(read), np.concatenate(starts), tuple(levels), readers)
+
+
+def _levels(site: SiteRecord) -> int:
+    levels = level_count(site)
+    if levels is None:
         raise CompileError(
             "E-DISCRETE",
-            f"summing out {len(choices)} discrete values exactly would take {_large(choices)} populations, "
-            f"more than the {LARGEST_ENUMERATION} that are allowed",
-            site=first.name,
-            location=first.location,
-            source=first.source,
-            advice="use fewer discrete sites, or a MixtureSameFamily for each row",
+            f"other sites depend on this discrete {site.specification.family} site, and only Categorical and Bernoulli "
+            "can be summed out",
+            site=site.name,
+            location=site.location,
+            source=site.source,
+            advice="make it Categorical over the values that matter, or a continuous site",
         )
-    addresses = np.array(
-        [
-            a
-            for index in read
-            for a in range(program.sites[index].start, program.sites[index].start + program.sites[index].size)
-        ],
-        dtype=np.int64,
-    )
-    table = np.array(list(itertools.product(*choices)), dtype=np.float64).reshape(size, len(choices))
-    readers = tuple(
-        index for index, held in enumerate(site_parents) if index not in read and any(parent in read for parent in held)
-    )
-    return Populations(tuple(read), addresses, table, readers)
-
-
-def _values(site: SiteRecord) -> npt.NDArray[np.float64]:
-    family = site.specification.family
-    if family == "Categorical":
-        return np.arange(site.specification.parameters["logits"].shape[-1], dtype=np.float64)
-    if family == "Bernoulli":
-        return np.arange(2, dtype=np.float64)
-    raise CompileError(
-        "E-DISCRETE",
-        f"other sites depend on this discrete {family} site, and only Categorical and Bernoulli can be summed out",
-        site=site.name,
-        location=site.location,
-        source=site.source,
-        advice="make it Categorical over the values that matter, or a continuous site",
-    )
-
-
-def _large(choices: list[npt.NDArray[np.float64]]) -> str:
-    """The size of an enumeration, readable also where it has hundreds of digits."""
-    sizes = [len(values) for values in choices]
-    total = math.prod(sizes)
-    power = f"{sizes[0]}^{len(sizes)}" if len(set(sizes)) == 1 and len(sizes) > 1 else " * ".join(map(str, sizes[:6]))
-    return f"{power} = {total}" if total < 10**15 else power
+    return levels

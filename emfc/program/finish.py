@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,12 +56,12 @@ def finish(recorder: Recorder, messenger: ProgramMessenger, starts: Mapping[str,
             position += size
     for index in live:
         for start, shape, _ in recorder.instructions[index].outputs:
-            size = int(np.prod(shape, dtype=np.int64))
+            size = math.prod(shape)
             translation[start : start + size] = np.arange(position, position + size)
             position += size
 
-    def operand(raw: tuple[Tensor, str]) -> Operand:
-        return Operand(np.asarray(translation[raw[0].numpy()]), raw[1])
+    def operand(raw: tuple[Addresses, str]) -> Operand:
+        return Operand(np.asarray(translation[raw[0]]), raw[1])
 
     instructions = []
     for index in live:
@@ -72,7 +73,7 @@ def finish(recorder: Recorder, messenger: ProgramMessenger, starts: Mapping[str,
     deterministic = {}
     for name, value in messenger.deterministic.items():
         if isinstance(value, Tensor) and shadow.is_random(value):
-            deterministic[name] = operand((shadow.addresses(value), dtype_kind(value.dtype)))
+            deterministic[name] = operand((shadow.addresses(value).numpy(), dtype_kind(value.dtype)))
     return Program(
         constants=torch.cat(constants),
         parameters=tuple(parameters),
@@ -87,7 +88,7 @@ def finish(recorder: Recorder, messenger: ProgramMessenger, starts: Mapping[str,
 
 
 def _site(
-    raw: RawSite, starts: Mapping[str, int], translation: Addresses, operand: Callable[[tuple[Tensor, str]], Operand]
+    raw: RawSite, starts: Mapping[str, int], translation: Addresses, operand: Callable[[tuple[Addresses, str]], Operand]
 ) -> SiteRecord:
     distribution: Any = raw.distribution
     start = -1 if raw.observed else int(translation[starts["site:" + raw.name]])
@@ -115,7 +116,7 @@ def _site(
 
 
 def _specification(
-    description: Description[tuple[Tensor, str]], operand: Callable[[tuple[Tensor, str]], Operand]
+    description: Description[tuple[Addresses, str]], operand: Callable[[tuple[Addresses, str]], Operand]
 ) -> Specification:
     return Specification(
         description.family,
@@ -132,11 +133,11 @@ def _read_addresses(recorder: Recorder, messenger: ProgramMessenger, live: list[
     read[0] = True
     for index in live:
         for held, _ in recorder.instructions[index].operands:
-            read[held.numpy()] = True
+            read[held] = True
     for site in messenger.sites.values():
         if site.description is not None:
             for held, _ in site.description.flatten().values():
-                read[held.numpy()] = True
+                read[held] = True
     for value in messenger.deterministic.values():
         if isinstance(value, Tensor) and shadow.is_random(value):
             read[shadow.addresses(value).numpy()] = True
@@ -150,8 +151,8 @@ def _live_instructions(recorder: Recorder, messenger: ProgramMessenger) -> list[
     is_instruction = np.array([segment[2] == "instruction" for segment in shadow.segments])
     indices = np.array([segment[3] for segment in shadow.segments], dtype=np.int64)
 
-    def producers(held: Tensor) -> set[int]:
-        where = np.searchsorted(starts, np.unique(held.numpy()), side="right") - 1
+    def producers(held: Addresses) -> set[int]:
+        where = np.searchsorted(starts, held.reshape(1) if held.size == 1 else np.unique(held), side="right") - 1
         return set(indices[where[is_instruction[where]]].tolist())
 
     needed: set[int] = set()
@@ -161,7 +162,7 @@ def _live_instructions(recorder: Recorder, messenger: ProgramMessenger) -> list[
                 needed |= producers(held)
     for value in messenger.deterministic.values():
         if isinstance(value, Tensor) and shadow.is_random(value):
-            needed |= producers(shadow.addresses(value))
+            needed |= producers(shadow.addresses(value).numpy())
     for index in range(len(recorder.instructions) - 1, -1, -1):
         if index in needed:
             for held, _ in recorder.instructions[index].operands:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import networkx
@@ -27,7 +27,6 @@ class Site:
         shape: Shape of its value.
         event_dim: How many of the last dimensions are one event.
         support: Short name of its support.
-        parents: Sites whose values its parameters depend on, in program order.
         observed: Whether its value is data; it is then outside the layer.
         plates: The plates that it stands in.
         discrete: Whether its values are integers.
@@ -40,12 +39,17 @@ class Site:
     shape: tuple[int, ...]
     event_dim: int
     support: str
-    parents: tuple[str, ...]
     observed: bool
     plates: tuple[Plate, ...]
     discrete: bool
     latent_discrete: bool
     location: str | None
+    find_parents: Callable[[], tuple[str, ...]] = field(repr=False, compare=False)
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Sites whose values its parameters depend on, in program order."""
+        return self.find_parents()
 
 
 @dataclass(frozen=True)
@@ -100,21 +104,31 @@ class ModelGraph:
 
     Attributes:
         program: The program as instructions.
-        parent_indices: For each site the indices of its parents.
+        find_parents: Tells for each site the indices of its parents; called when they are first asked for, since in a
+            program that carries a state they are everything before.
         model: The callable it was read from, with `args` and `kwargs`; None where the program was loaded from a file.
     """
 
     program: Program
-    parent_indices: tuple[tuple[int, ...], ...]
+    find_parents: Callable[[], tuple[tuple[int, ...], ...]]
     model: Callable[..., Any] | None = None
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
+    def parent_indices(self) -> tuple[tuple[int, ...], ...]:
+        """For each site the indices of its parents."""
+        return self.find_parents()
+
+    def _parents(self, index: int) -> tuple[str, ...]:
+        return tuple(self.program.sites[parent].name for parent in self.parent_indices[index])
+
+    @cached_property
     def sites(self) -> dict[str, Site]:
         """Sites by name, in program order."""
         records = self.program.sites
-        read = {parent for held in self.parent_indices for parent in held}
+        discrete = any(record.discrete and not record.observed for record in records)
+        read = {parent for held in self.parent_indices for parent in held} if discrete else set()
         return {
             record.name: Site(
                 name=record.name,
@@ -122,14 +136,14 @@ class ModelGraph:
                 shape=record.shape,
                 event_dim=record.event_dim,
                 support=record.support,
-                parents=tuple(records[parent].name for parent in held),
                 observed=record.observed,
                 plates=record.plates,
                 discrete=record.discrete,
                 latent_discrete=record.discrete and not record.observed and index in read,
                 location=record.location,
+                find_parents=partial(self._parents, index),
             )
-            for index, (record, held) in enumerate(zip(records, self.parent_indices, strict=True))
+            for index, record in enumerate(records)
         }
 
     @cached_property

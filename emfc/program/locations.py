@@ -6,6 +6,7 @@ import linecache
 import os
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from types import FrameType
 
 __all__ = ["Location", "is_library", "user_location", "where"]
@@ -26,13 +27,18 @@ class Location:
     @property
     def shown(self) -> str:
         """The file as a person would name it: relative to the working directory where it lies below it."""
-        relative = os.path.relpath(self.filename) if os.path.isabs(self.filename) else self.filename
-        return os.path.basename(self.filename) if relative.startswith("..") else relative
+        return _shown(self.filename, os.getcwd()) if os.path.isabs(self.filename) else self.filename
 
     @property
     def source(self) -> str | None:
         """Text of the line, or None where the source cannot be read."""
         return linecache.getline(self.filename, self.line).strip() or None
+
+
+@lru_cache(maxsize=1024)
+def _shown(filename: str, folder: str) -> str:
+    relative = os.path.relpath(filename, folder)
+    return os.path.basename(filename) if relative.startswith("..") else relative
 
 
 def is_library(frame: FrameType) -> bool:

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emfc.program.ir import Ref, dtype_kind
+from emfc.program.ir import Addresses, Ref, dtype_kind
 
 __all__ = ["RawInstruction", "template"]
 
 
 @dataclass(frozen=True, slots=True)
 class RawInstruction:
-    """An instruction as recorded: operand addresses are provisional torch tensors."""
+    """An instruction as recorded: operand addresses are provisional."""
 
     operation: str
     arguments: tuple[Any, ...]
     keywords: tuple[tuple[str, Any], ...]
-    operands: tuple[tuple[Tensor, str], ...]
+    operands: tuple[tuple[Addresses, str], ...]
     outputs: tuple[tuple[int, tuple[int, ...], str], ...]
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from emfc.program.errors import CompileError
-from emfc.program.ir import Ref, dtype_kind
+from emfc.program.ir import Addresses, Ref, dtype_kind
 from emfc.program.locations import user_location, where
 from emfc.program.moves import DROPPED, move, tensors
 from emfc.program.operations import ALLOWED
@@ -23,6 +24,7 @@ from emfc.program.shadow import Noise, Shadow
 
 __all__ = ["Recorder"]
 
+_WATCHED = torch._C.DispatchKeySet(torch._C.DispatchKey.Python)
 _VALUE_FREE = frozenset(
     "zeros_like ones_like full_like empty_like rand_like randn_like "
     "new_zeros new_ones new_full new_empty new_empty_strided "
@@ -57,10 +59,11 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def pause(self) -> Iterator[None]:
-        """Run code of the compiler's own unseen."""
+        """Run code of the compiler's own unseen; operations do not even come to `__torch_dispatch__`."""
         before, self.paused = self.paused, True
         try:
-            yield
+            with torch._C._ExcludeDispatchKeyGuard(_WATCHED):
+                yield
         finally:
             self.paused = before
 
@@ -295,7 +298,9 @@ class Recorder(TorchDispatchMode):
         if name not in ALLOWED:
             raise unknown(name, "write it with ordinary tensor arithmetic")
         inputs = _inputs(args, kwargs)
-        operands = [(held.clone(), dtype_kind(tensor.dtype)) for tensor, held in zip(inputs, addresses, strict=True)]
+        operands = [
+            (held.numpy().copy(), dtype_kind(tensor.dtype)) for tensor, held in zip(inputs, addresses, strict=True)
+        ]
         counter = iter(range(len(inputs)))
         arguments = tuple(template(value, counter) for value in args)
         arguments = self._lift_literals(func, arguments, operands)
@@ -315,7 +320,7 @@ class Recorder(TorchDispatchMode):
         return results
 
     def _lift_literals(
-        self, func: Any, arguments: tuple[Any, ...], operands: list[tuple[Tensor, str]]
+        self, func: Any, arguments: tuple[Any, ...], operands: list[tuple[Addresses, str]]
     ) -> tuple[Any, ...]:
         """Turn numbers in the place of tensors into constants, so that steps that differ in them alone stay alike."""
         if torch.Tag.pointwise not in func.tags:
@@ -326,7 +331,7 @@ class Recorder(TorchDispatchMode):
             if isinstance(value, (int, float)) and not isinstance(value, bool) and str(schema.type) == "Tensor":
                 real = isinstance(value, float) or any(kind == "float" for _, kind in operands)
                 lifted[place] = Ref(len(operands))
-                operands.append((torch.tensor(self.shadow.scalar(value)), "float" if real else "int"))
+                operands.append((np.array(self.shadow.scalar(value), dtype=np.int64), "float" if real else "int"))
         return tuple(lifted)
 
     def _without_zeros(self, result: Tensor, args: tuple[Any, ...]) -> Tensor:

@@ -46,6 +46,11 @@ class Shadow:
     def __post_init__(self) -> None:
         self.constant(torch.zeros((), dtype=torch.float64))
 
+    def close(self) -> None:
+        """Let go of all storages and constants."""
+        for held in (self.segments, self.constants, self._memory, self._noise, self._scalars, self._random):
+            held.clear()
+
     @property
     def size(self) -> int:
         """How many addresses have been handed out."""

@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from emfc.program.errors import CompileError
 from emfc.program.finish import finish
 from emfc.program.guard import Guard
-from emfc.program.ir import Program, dtype_kind
+from emfc.program.ir import Addresses, Program, dtype_kind
 from emfc.program.locations import Location, is_library, user_location
 from emfc.program.messenger import ProgramMessenger, RawParameter, RawSite, isolated_store
 from emfc.program.recorder import Recorder
@@ -84,6 +84,12 @@ class _Watch:
         self.lifted: set[tuple[Any, ...]] = set()
         self.messenger = ProgramMessenger(draw=self.draw, lift=self.lift, seen=self.seen, pause=self.recorder.pause)
 
+    def close(self) -> None:
+        """Let go of everything seen, which is much and refers to itself."""
+        self.shadow.close()
+        self.recorder.instructions.clear()
+        self.messenger.sites.clear()
+
     def draw(self, site: RawSite) -> Tensor:
         with self.recorder.pause():
             refuse_family(type(unwrapped(site.distribution)).__name__, site=site.name, **_at(site))
@@ -142,13 +148,13 @@ class _Watch:
         except CompileError as error:
             raise CompileError(error.code, error.reason, site=site.name, advice=error.advice, **_at(site)) from None
 
-    def capture(self, tensor: Tensor, rank: int) -> tuple[Tensor, str]:
+    def capture(self, tensor: Tensor, rank: int) -> tuple[Addresses, str]:
         mark = self.shadow.noise(tensor)
         if mark is not None:
             raise impure(mark)
         with self.recorder.pause():
-            held = self.shadow.addresses(tensor).clone()
-        return held.reshape((1,) * (rank - held.ndim) + tuple(held.shape)), dtype_kind(tensor.dtype)
+            held = self.shadow.addresses(tensor).numpy().copy()
+        return held.reshape((1,) * (rank - held.ndim) + held.shape), dtype_kind(tensor.dtype)
 
 
 def describe_site(site: RawSite, capture: Capture[T]) -> Description[T] | None:
@@ -273,7 +279,9 @@ def trace(model: Model, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | 
         raise CompileError(
             "E-STRUCT", "the program has no latent sample site", advice="call pyro.sample without obs= at least once"
         )
-    return finish(watch.recorder, watch.messenger, watch.starts)
+    program = finish(watch.recorder, watch.messenger, watch.starts)
+    watch.close()
+    return program
 
 
 def _runs(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -231,12 +231,21 @@ def pyro_log_prob(
     if not summed:
         return _joint(model, args, kwargs, values, parameters)
     example = _example(model, args, kwargs or {})
-    supports = [example.sites[name].fn.enumerate_support() for name in summed]
+    supports = [_joint_levels(example, name) for name in summed]
     terms = [
         _joint(model, args, kwargs, {**values, **dict(zip(summed, combination, strict=True))}, parameters)
         for combination in itertools.product(*supports)
     ]
     return torch.logsumexp(torch.stack(terms), 0)
+
+
+def _joint_levels(example: Run, name: str) -> list[torch.Tensor]:
+    """All values that the elements of a discrete site can have together."""
+    fn, value = example.sites[name].fn, example.sites[name].value
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    levels = fn.enumerate_support(expand=False).reshape(-1)
+    return [torch.stack(chosen).reshape(value.shape) for chosen in itertools.product(levels, repeat=value.numel())]
 
 
 def _joint(model, args, kwargs, values, parameters) -> torch.Tensor:

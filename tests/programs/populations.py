@@ -137,6 +137,120 @@ def observed_child_of_nothing():
     pyro.sample("y", dist.Normal(b, 1.0), obs=torch.tensor(0.4))
 
 
+def labels_in_plate():
+    locs = torch.tensor([-1.0, 2.0])
+    with pyro.plate("rows", 4):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
+        pyro.sample("x", dist.Normal(locs[z], 1.0))
+        pyro.sample("y", dist.Laplace(-locs[z], 0.5 + 0.5 * z))
+
+
+def labels_of_parents():
+    slope = pyro.param("slope", torch.tensor(1.5))
+    with pyro.plate("rows", 3):
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        z = pyro.sample("z", dist.Bernoulli(logits=slope * a))
+        x = pyro.sample("x", dist.Normal(torch.where(z == 1, a, -2.0), 0.7))
+    pyro.sample("total", dist.Normal(x.sum(), 0.5))
+
+
+def labels_of_vectors():
+    means = torch.tensor([[0.0, 2.0], [3.0, -1.0]])
+    tril = torch.tensor([[[1.0, 0.0], [0.5, 0.8]], [[0.5, 0.0], [-0.3, 1.0]]])
+    with pyro.plate("rows", 3):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.35, 0.65])))
+        pyro.sample("x", dist.MultivariateNormal(means[z], scale_tril=tril[z]))
+        pyro.sample("y", dist.Normal(means[z], 0.5).to_event(1))
+        pyro.sample("k", dist.Categorical(logits=means[z]))
+
+
+def labels_in_a_loop():
+    scale = pyro.param("scale", torch.ones(2), constraint=constraints.positive)
+    x = torch.zeros(())
+    for t in range(4):
+        z = pyro.sample(f"z_{t}", dist.Categorical(torch.tensor([0.6, 0.4])))
+        x = pyro.sample(f"x_{t}", dist.Normal(0.8 * x + torch.tensor([-1.0, 1.0])[z], scale[z]))
+
+
+def hidden_markov():
+    transition = torch.tensor([[0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.3, 0.3, 0.4]])
+    locs = pyro.param("locs", torch.tensor([-2.0, 0.0, 3.0]))
+    z = pyro.sample("z_0", dist.Categorical(torch.tensor([0.5, 0.3, 0.2])))
+    for t in range(4):
+        if t:
+            z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]))
+        pyro.sample(f"x_{t}", dist.Normal(locs[z], 1.0))
+
+
+def hidden_markov_states_first():
+    transition = pyro.param("transition", torch.tensor([[0.8, 0.2], [0.3, 0.7]]), constraint=constraints.simplex)
+    states = [pyro.sample("z_0", dist.Bernoulli(0.4))]
+    for t in range(1, 4):
+        states.append(pyro.sample(f"z_{t}", dist.Bernoulli(transition[states[-1].long(), 1])))
+    with pyro.plate("time", 4):
+        pyro.sample("x", dist.Gamma(2.0 + 3.0 * torch.stack(states), 1.0))
+
+
+def switching_dynamics():
+    gain, level = torch.tensor([0.9, -0.5]), torch.tensor([0.0, 1.0])
+    z = pyro.sample("z_0", dist.Categorical(torch.tensor([0.5, 0.5])))
+    x = pyro.sample("x_0", dist.Normal(level[z], 1.0).expand([2]).to_event(1))
+    for t in range(1, 4):
+        z = pyro.sample(f"z_{t}", dist.Categorical(logits=torch.stack([x[0], level[z]])))
+        x = pyro.sample(f"x_{t}", dist.Normal(gain[z] * x + level[z], 0.5).to_event(1))
+
+
+def hidden_markov_rows():
+    transition = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+    with pyro.plate("series", 2):
+        z = pyro.sample("z_0", dist.Categorical(torch.tensor([0.5, 0.5])))
+        for t in range(3):
+            if t:
+                z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]))
+            pyro.sample(f"x_{t}", dist.Normal(torch.tensor([-1.0, 2.0])[z], 1.0))
+
+
+def factorial_hidden_markov():
+    transition = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+    a = pyro.sample("a_0", dist.Categorical(torch.tensor([0.5, 0.5])))
+    b = pyro.sample("b_0", dist.Categorical(torch.tensor([0.2, 0.8])))
+    for t in range(3):
+        if t:
+            a = pyro.sample(f"a_{t}", dist.Categorical(transition[a]))
+            b = pyro.sample(f"b_{t}", dist.Categorical(transition[b]))
+        pyro.sample(f"x_{t}", dist.Normal(torch.tensor([-1.0, 1.0])[a] + torch.tensor([0.0, 4.0])[b], 0.5))
+
+
+def shared_and_own_labels():
+    locs = torch.tensor([[-3.0, 0.0, 3.0], [-1.0, 1.0, 2.0]])
+    g = pyro.sample("g", dist.Categorical(torch.tensor([0.4, 0.6])))
+    with pyro.plate("rows", 3):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]])[g]))
+        x = pyro.sample("x", dist.Normal(locs[g, z], 0.5))
+        pyro.sample("y", dist.Normal(x * (1 + z), 1.0))
+
+
+def labels_of_different_sizes():
+    for t, size in enumerate((2, 3, 4)):
+        z = pyro.sample(f"z_{t}", dist.Categorical(torch.ones(size) / size))
+        pyro.sample(f"x_{t}", dist.Normal(1.5 * z, 1.0))
+
+
+def one_row_of_labels():
+    z = pyro.sample("z", dist.Bernoulli(0.3))
+    locs = torch.stack([2.0 * z, torch.zeros(()), torch.ones(())])
+    pyro.sample("x", dist.Normal(locs, 1.0).to_event(1))
+    b = pyro.sample("b", dist.Bernoulli(torch.tensor([0.2, 0.6])).to_event(1))
+    pyro.sample("y", dist.Normal(b[0] - b[1], 0.5))
+
+
+def labels_summed_up():
+    with pyro.plate("rows", 3):
+        z = pyro.sample("z", dist.Bernoulli(torch.tensor([0.2, 0.5, 0.7])))
+    pyro.sample("x", dist.Normal(z.sum(), 0.5))
+    pyro.sample("y", dist.Normal(z @ torch.tensor([1.0, -1.0, 2.0]), 0.5))
+
+
 def _chain(name, parents, first, count):
     return {f"{name}_{t}": (first if t == 0 else parents | {f"{name}_{t - 1}"}) for t in range(count)}
 
@@ -193,5 +307,80 @@ PROGRAMS: dict[str, Case] = {
         parents={"z": set(), "x": {"z"}, "b": set(), "y": {"b"}},
         summed=("z",),
         observed=("y",),
+    ),
+    "labels_in_plate": Case(
+        model=labels_in_plate, parents={"z": set(), "x": {"z"}, "y": {"z"}}, summed=("z",), notes="a label for each row"
+    ),
+    "labels_of_parents": Case(
+        model=labels_of_parents,
+        parents={"a": set(), "z": {"a"}, "x": {"a", "z"}, "total": {"x"}},
+        summed=("z",),
+        notes="the weights of each row depend on a continuous site",
+    ),
+    "labels_of_vectors": Case(
+        model=labels_of_vectors,
+        parents={"z": set(), "x": {"z"}, "y": {"z"}, "k": {"z"}},
+        summed=("z",),
+        notes="several elements of a row, some of them in a vector",
+    ),
+    "labels_in_a_loop": Case(
+        model=labels_in_a_loop,
+        parents={f"z_{t}": set() for t in range(4)}
+        | {f"x_{t}": {f"z_{t}"} | ({f"x_{t - 1}"} if t else set()) for t in range(4)},
+        summed=("z_0", "z_1", "z_2", "z_3"),
+        notes="independent labels along a chain of values",
+    ),
+    "hidden_markov": Case(
+        model=hidden_markov,
+        parents={f"z_{t}": ({f"z_{t - 1}"} if t else set()) for t in range(4)}
+        | {f"x_{t}": {f"z_{t}"} for t in range(4)},
+        summed=("z_0", "z_1", "z_2", "z_3"),
+    ),
+    "hidden_markov_states_first": Case(
+        model=hidden_markov_states_first,
+        parents={f"z_{t}": ({f"z_{t - 1}"} if t else set()) for t in range(4)} | {"x": {"z_0", "z_1", "z_2", "z_3"}},
+        summed=("z_0", "z_1", "z_2", "z_3"),
+        notes="all states are drawn before what they emit",
+    ),
+    "switching_dynamics": Case(
+        model=switching_dynamics,
+        parents={f"z_{t}": ({f"x_{t - 1}", f"z_{t - 1}"} if t else set()) for t in range(4)}
+        | {f"x_{t}": {f"z_{t}"} | ({f"x_{t - 1}"} if t else set()) for t in range(4)},
+        summed=("z_0", "z_1", "z_2", "z_3"),
+        notes="transitions depend on what was emitted",
+    ),
+    "hidden_markov_rows": Case(
+        model=hidden_markov_rows,
+        parents={f"z_{t}": ({f"z_{t - 1}"} if t else set()) for t in range(3)}
+        | {f"x_{t}": {f"z_{t}"} for t in range(3)},
+        summed=("z_0", "z_1", "z_2"),
+        notes="independent chains in a plate",
+    ),
+    "factorial_hidden_markov": Case(
+        model=factorial_hidden_markov,
+        parents={f"{name}_{t}": ({f"{name}_{t - 1}"} if t else set()) for t in range(3) for name in "ab"}
+        | {f"x_{t}": {f"a_{t}", f"b_{t}"} for t in range(3)},
+        summed=("a_0", "b_0", "a_1", "b_1", "a_2", "b_2"),
+    ),
+    "shared_and_own_labels": Case(
+        model=shared_and_own_labels,
+        parents={"g": set(), "z": {"g"}, "x": {"g", "z"}, "y": {"x", "z"}},
+        summed=("g", "z"),
+        notes="rows fall apart once the shared label is fixed; all labels are alive between x and y",
+    ),
+    "labels_of_different_sizes": Case(
+        model=labels_of_different_sizes,
+        parents={f"z_{t}": set() for t in range(3)} | {f"x_{t}": {f"z_{t}"} for t in range(3)},
+        summed=("z_0", "z_1", "z_2"),
+        notes="the same code over labels with different numbers of levels",
+    ),
+    "one_row_of_labels": Case(
+        model=one_row_of_labels,
+        parents={"z": set(), "x": {"z"}, "b": set(), "y": {"b"}},
+        summed=("z", "b"),
+        notes="only some elements read a label",
+    ),
+    "labels_summed_up": Case(
+        model=labels_summed_up, parents={"z": set(), "x": {"z"}, "y": {"z"}}, summed=("z",), notes="read all together"
     ),
 }

@@ -181,19 +181,19 @@ def learned_transform():
     pyro.sample("x", dist.TransformedDistribution(base, [spline]))
 
 
-def hidden_markov(steps=20):
-    transition = torch.tensor([[0.9, 0.1], [0.2, 0.8]])
-    z = pyro.sample("z_0", dist.Categorical(torch.tensor([0.5, 0.5])))
-    for t in range(1, steps):
-        z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]))
-        pyro.sample(f"x_{t}", dist.Normal(torch.tensor([-1.0, 1.0])[z], 1.0))
-
-
-def labels_in_plate():
-    locs = torch.tensor([-1.0, 1.0])
-    with pyro.plate("rows", 50):
+def coupled_labels():
+    with pyro.plate("rows", 20):
         z = pyro.sample("z", dist.Categorical(torch.tensor([0.5, 0.5])))
-        pyro.sample("x", dist.Normal(locs[z], 1.0))
+    pyro.sample("x", dist.Normal(z.sum() * 1.0, 1.0))
+
+
+def labels_seen_late():
+    locs = torch.tensor([-1.0, 1.0])
+    z = [pyro.sample(f"z_{i}", dist.Categorical(torch.tensor([0.5, 0.5]))) for i in range(12)]
+    for i in range(11):
+        pyro.sample(f"x_{i}", dist.Normal(locs[z[i]] + locs[z[i + 1]], 1.0))
+    for i in range(12):
+        pyro.sample(f"y_{i}", dist.Normal(locs[z[i]], 1.0))
 
 
 def poisson_latent():
@@ -287,10 +287,19 @@ REFUSED: dict[str, RefusedCase] = {
         line="dist.TransformedDistribution(base, [spline])",
         words=("Spline", "weights of its own", "backbone"),
     ),
-    "hidden_markov": RefusedCase(
-        model=hidden_markov, code="E-DISCRETE", words=("1048576",), notes="names the number of combinations, 2 ** 20"
+    "coupled_labels": RefusedCase(
+        model=coupled_labels,
+        code="E-DISCRETE",
+        line='pyro.sample("z"',
+        words=("1048576",),
+        notes="names the number of combinations, 2 ** 20",
     ),
-    "labels_in_plate": RefusedCase(model=labels_in_plate, code="E-DISCRETE", line='pyro.sample("z"'),
+    "labels_seen_late": RefusedCase(
+        model=labels_seen_late,
+        code="E-DISCRETE",
+        words=("2^11 = 2048", "at a time"),
+        notes="no value can be summed out before the last ones are introduced",
+    ),
     "poisson_latent": RefusedCase(model=poisson_latent, code="E-DISCRETE", line="dist.Poisson(3.0)"),
     "factor": RefusedCase(model=factor, code="E-FACTOR", line='pyro.factor("penalty"', words=("penalty",)),
     "scaled": RefusedCase(model=scaled, code="E-FACTOR", line='pyro.sample("a"', words=("scale",)),

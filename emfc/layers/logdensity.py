@@ -1,0 +1,280 @@
+r"""The log density of whole examples, class by class and without their noise.
+
+The noise of a value costs its family's distribution function; the density does not need it. A class of normal sites is
+a sum of squares: where one scale serves many sites, they are summed before they are divided by it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emfc.layers.batching import cast
+from emfc.layers.columns import Columns, direct
+from emfc.layers.elements import by_element
+from emfc.layers.kernel import Kernel, View
+from emfc.layers.normals import Term, normal_sum
+from emfc.layers.parameters import Parameters
+from emfc.layers.pieces import in_pieces
+from emfc.layers.plan import Plan
+from emfc.layers.readers import Environment, Picker, Reader
+from emfc.program.specification import build
+from emfc.special.precision import eager, wide
+from emfc.transforms import CDFTransform, NormalTransform, from_normal
+from emfc.transforms.affine import SupportedNormal
+from emfc.transforms.base import BroadcastNormal, IndependentNormal, sum_rightmost
+
+__all__ = ["LogDensity", "log_density"]
+
+_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
+_NORMAL = {("Normal", ("loc", "scale")), ("LogNormal", ("loc", "scale")), ("HalfNormal", ("scale",))}
+_GROUPS = 8  # of sites in a class that are evaluated apart
+_LEAST = 8  # sites in such a group, on average
+
+
+def log_density(transform: NormalTransform, value: Tensor) -> Tensor:
+    """Log density of a transform's draws at some values, -inf outside the support; event dimensions are summed."""
+    if isinstance(transform, IndependentNormal):
+        return sum_rightmost(log_density(transform.base, value), transform.dims)
+    if isinstance(transform, BroadcastNormal):
+        shape = transform.batch_shape + transform.event_shape
+        return log_density(transform.base, value.expand(torch.broadcast_shapes(value.shape, shape)))
+    if type(transform) is CDFTransform:
+        family, value = transform.family, wide(value)
+        if family.support_map.surely_contains(value):
+            return family.log_density(family.support_map.place(value))
+        return family.log_prob(value)
+    if type(transform) is SupportedNormal:
+        coordinate, stretch = transform.map.inverse_and_ladj(value)
+        return log_density(transform.core, coordinate) + stretch
+    noise, ladj = transform.inverse_and_ladj(value)
+    events = transform.domain.event_dim
+    if not events:
+        return torch.addcmul(ladj - _HALF_LOG_TWO_PI, noise, noise, value=-0.5)
+    count = math.prod(noise.shape[noise.ndim - events :])
+    return torch.add(ladj - count * _HALF_LOG_TWO_PI, sum_rightmost(noise * noise, events), alpha=-0.5)
+
+
+class _Class:
+    """Some sites of a class: what of their slice is wanted, and how their density is found."""
+
+    def __init__(self, kernel: Kernel, view: View) -> None:
+        self.kernel = kernel
+        self.view = view
+        held = kernel.held
+        self.size = math.prod(held.shape) * len(view.rows)
+        self.wanted = tuple(zip(held.slice.outputs, kernel.kinds, strict=True))
+        self.family = held.specification.family
+        self.loc: float | None = None
+        self.term: Term | None = None
+        if (self.family, held.paths) in _NORMAL:
+            self._normal()
+
+    def _normal(self) -> None:
+        code = self.kernel.code
+        *locs, (scale, kind) = self.wanted
+        self.loc = code.literal(locs[0][0]) if locs else 0.0
+        exponent = code.exponent(scale)
+        scale = scale if exponent is None else exponent
+        number = code.literal(scale)
+        shift = self.size * math.log(2) if self.family == "HalfNormal" else 0.0
+        self.term = Term(self.size, exponent is not None, number, shift)
+        self.wanted = (*(locs if self.loc is None else ()), *([(scale, kind)] if number is None else ()))
+
+    def coordinate(self, own: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What is normal of the values of a normal class, and what ``[B]`` is added to the log density for it."""
+        if self.family == "Normal":
+            return own, None
+        low = own > 0 if self.family == "LogNormal" else own >= 0
+        if not eager():
+            outside = torch.where(low.flatten(1).all(-1), 0.0, -torch.inf).to(own.dtype)
+            own = torch.where(low, own, 1)
+        elif not bool(low.all()):
+            return own, torch.full_like(own.flatten(1).sum(-1), -torch.inf)
+        else:
+            outside = None
+        if self.family == "HalfNormal":
+            return own, outside
+        own = own.log()
+        stretch = -own.flatten(1).sum(-1)
+        return own, stretch if outside is None else stretch + outside
+
+    def difference(self, own: Tensor, values: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """Of a class of normal sites, the values less their location, and the scale where it is a tensor."""
+        computed = iter(values)
+        loc = self.loc if self.loc is not None else next(computed)
+        return own if isinstance(loc, float) and loc == 0 else own - loc, next(computed, None)
+
+    def __call__(self, own: Tensor, values: Sequence[Tensor]) -> Tensor:
+        """Log density of any other class, ``[B]``."""
+        held = self.kernel.held
+        transform = from_normal(build(held.specification, dict(zip(held.paths, values, strict=True))))
+        return log_density(transform, own).flatten(1).sum(-1)
+
+
+def _views(kernel: Kernel) -> list[View]:
+    """The sites of a class, apart where they read the same values as many others do: those then need no gather."""
+    count = len(kernel.held.sites)
+    groups = np.zeros(count, dtype=np.int64)
+    for addresses in kernel.held.addresses:
+        if len(addresses) == count and addresses.size and addresses.max() >= kernel.layout.program.parameter_base:
+            _, group = np.unique(addresses.reshape(count, -1), axis=0, return_inverse=True)
+            _, joint = np.unique(groups * count + group.reshape(-1), return_inverse=True)
+            if joint.max() < min(_GROUPS, count // _LEAST):
+                groups = joint.reshape(-1)
+    number = int(groups.max()) + 1
+    return [kernel.full] if number == 1 else [kernel.view(np.flatnonzero(groups == place)) for place in range(number)]
+
+
+@dataclass
+class _Sources:
+    """Who reads what of one matrix of the environment; equal readings are one."""
+
+    pickers: list[Picker] = field(default_factory=list)
+    places: dict[Any, int] = field(default_factory=dict)
+
+    def add(self, picker: Picker) -> int:
+        key = (picker.positions.shape, picker.positions.tobytes())
+        if key not in self.places:
+            self.places[key] = len(self.pickers)
+            self.pickers.append(picker)
+        return self.places[key]
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One class in a call: where its values are, the function of its slice, and where that reads.
+
+    A load is the number of a reading of sites or of virtual nodes, that of a parameter on its own, or else its reader.
+    """
+
+    held: _Class
+    own: int
+    call: Callable[..., Any]
+    loads: tuple[tuple[str, Any, str], ...]
+
+    def alone(self, own: Tensor, *arguments: Tensor) -> Tensor:
+        """Log density ``[B]`` of some of the sites, by what they read."""
+        held, share = self.held, own.shape[1] / len(self.held.view.rows)
+        if held.term is None:
+            return held(own, self.call(*arguments))
+        own, part = held.coordinate(own)
+        term = replace(held.term, size=round(held.term.size * share), shift=held.term.shift * share)
+        total = normal_sum([term], held.difference(own, self.call(*arguments)), direct=own.is_cpu and direct())
+        return total if part is None else total + part
+
+
+class _Prepared:
+    """All that a dtype settles."""
+
+    def __init__(self, plan: Plan, dtype: torch.dtype, *, together: bool) -> None:
+        kernels = [part for kernel in plan.ordinary for part in by_element(kernel)]
+        classes = [_Class(kernel, view) for kernel in kernels for view in _views(kernel)]
+        self.sources = {name: _Sources() for name in ("site", "parameter", "virtual")}
+        base = plan.program.parameter_base
+        self.places = {(held.start - base, held.size): number for number, held in enumerate(plan.program.parameters)}
+        self.alone: dict[tuple[int, tuple[int, ...]], int] = {}
+        own = [self.sources["site"].add(held.view.own) for held in classes]
+        covering = len(own) if sum(held.size for held in classes) == plan.dim else 0
+        major: set[int] = set()
+        steps = []
+        for held, place in zip(classes, own, strict=True):
+            function = held.kernel.code.function(held.wanted, 2, dtype)
+            loads = tuple(self._load(held.view.readers[load]) for load in function.taken)
+            steps.append(_Step(held, place, function.call, loads))
+            if function.joins:
+                sites = [place, *(source for name, source, _ in loads if name == "site")]
+                pickers = self.sources["site"].pickers
+                major.update(site for site in sites if pickers[site].positions.ndim == 2)
+        self.steps = tuple(steps)
+        self.values = Columns(self.sources["site"].pickers, covering, major if together else (), together=together)
+        self.columns = {
+            name: Columns(self.sources[name].pickers) for name in ("parameter", "virtual") if self.sources[name].pickers
+        }
+        self.whole = bool(self.columns) or any(not name for step in steps for name, _, _ in step.loads)
+
+    def _load(self, reader: Reader) -> tuple[str, Any, str]:
+        (name, *others) = reader.masks
+        if others or name not in self.sources:
+            return "", reader, reader.kind
+        picker = reader.pickers[name]
+        place = self.places.get((picker.start, picker.positions.size)) if picker.step == 1 else None
+        if name == "parameter" and place is not None:
+            key = (place, (1, *picker.positions.shape))
+            return "alone", self.alone.setdefault(key, len(self.alone)), reader.kind
+        return name, self.sources[name].add(picker), reader.kind
+
+
+class LogDensity:
+    """Log density of examples, for plans without summed-out sites and calls without gates."""
+
+    def __init__(self, plan: Plan, *, chunk: int | None = None) -> None:
+        """Prepare.
+
+        Args:
+            plan: The plan.
+            chunk: How many sites of a class are evaluated at a time, and again for their gradients, so that what is
+                kept for the backward does not grow with their number; None for all at once.
+        """
+        self.plan = plan
+        self.chunk = chunk
+        self._prepared: dict[torch.dtype, _Prepared] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_prepared": {}}
+
+    def prepared(self, dtype: torch.dtype) -> _Prepared:
+        """What is worked out once."""
+        held = self._prepared.get(dtype)
+        if held is None:
+            held = self._prepared[dtype] = _Prepared(self.plan, dtype, together=self.chunk is None)
+        return held
+
+    def __call__(self, values: Tensor, parameters: Parameters) -> Tensor:
+        """Log density ``[B]`` of examples ``[B, D]`` where every site is inside its support; elsewhere not finite."""
+        dtype = values.dtype
+        prepared = self.prepared(dtype)
+        read = {"site": prepared.values(values)}
+        constrained = parameters.constrained
+        read["alone"] = tuple(constrained[place].reshape(shape) for place, shape in prepared.alone)
+        environment: Environment | None = None
+        if prepared.whole:
+            environment = self.plan.environment(values, parameters.flat)
+            matrices = {"virtual": environment.virtual, "parameter": environment.parameters[None]}
+            for name, columns in prepared.columns.items():
+                matrix = matrices[name]
+                if matrix is None:
+                    raise RuntimeError("a virtual node was read before it was computed")
+                read[name] = columns(matrix)
+        parts: list[Tensor] = []
+        terms: list[Term] = []
+        tensors: list[Tensor | None] = []
+        for step in prepared.steps:
+            arguments = []
+            for name, source, kind in step.loads:
+                value = read[name][source] if name else source(environment)
+                arguments.append(value if kind == "float" else cast(value, kind, dtype))
+            held, own = step.held, read["site"][step.own]
+            if self.chunk is not None and self.chunk < own.shape[1]:
+                parts.append(in_pieces(step.alone, own, arguments, self.chunk))
+                continue
+            if held.term is None:
+                parts.append(held(own, step.call(*arguments)))
+                continue
+            own, part = held.coordinate(own)
+            if part is not None:
+                parts.append(part)
+            terms.append(held.term)
+            tensors += held.difference(own, step.call(*arguments))
+        if terms:
+            parts.append(normal_sum(terms, tensors, direct=values.is_cpu and direct()))
+        total = parts[0]
+        for part in parts[1:]:
+            total = total + part
+        return total

@@ -1,0 +1,28 @@
+"""The log density of examples of a plan with summed-out sites, without their noise."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from emfc.layers.filtering import Filter
+from emfc.layers.logdensity import LogDensity
+from emfc.layers.parameters import Parameters
+from emfc.layers.plan import Plan
+
+__all__ = ["MixedLogDensity"]
+
+
+class MixedLogDensity:
+    """Log density of the ordinary classes, and that of all mixtures together by filtering."""
+
+    def __init__(self, plan: Plan, held: Filter) -> None:
+        self._plan = plan
+        self._filter = held
+        self._ordinary = LogDensity(plan) if plan.ordinary else None
+
+    def __call__(self, values: Tensor, parameters: Parameters) -> Tensor:
+        """Log density ``[B]`` of examples ``[B, D]`` where every site is inside its support; elsewhere not finite."""
+        total = self._filter.log_prob(self._plan.environment(values, parameters.flat))
+        if self._ordinary is not None:
+            total = total + self._ordinary(values, parameters)
+        return total + 0 * values[:, 0]  # a density of steps has a gradient as well: zero
