@@ -16,12 +16,39 @@ import pytest
 import torch
 
 import emfc
-from models import brownian, digits, eight_gaussians, eight_schools, funnel, lorenz, ornstein_uhlenbeck
+from models import (
+    autoregression,
+    brownian,
+    digits,
+    eight_gaussians,
+    eight_schools,
+    funnel,
+    gated_recurrent,
+    hidden_markov,
+    local_trend,
+    lorenz,
+    ornstein_uhlenbeck,
+    radon,
+    stochastic_volatility,
+)
 from tests.programs.compiled import density
 from tests.programs.oracle import pyro_log_prob
 from tests.programs.watch import program_parameters, run
 
-NAMES = ("digits", "brownian", "ornstein_uhlenbeck", "lorenz", "eight_schools", "funnel", "eight_gaussians")
+SIMULATED = (
+    "brownian",
+    "ornstein_uhlenbeck",
+    "lorenz",
+    "funnel",
+    "eight_gaussians",
+    "autoregression",
+    "gated_recurrent",
+    "hidden_markov",
+    "local_trend",
+    "radon",
+    "stochastic_volatility",
+)
+NAMES = ("digits", "eight_schools", *SIMULATED)
 VARIANTS = {
     "digits": (digits.model, {}),
     "digits, three populations": (digits.model, {"populations": 3}),
@@ -37,7 +64,18 @@ VARIANTS = {
     "funnel": (funnel.model, {}),
     "eight_gaussians": (eight_gaussians.model, {}),
     "eight_gaussians by dimension": (eight_gaussians.by_dimension, {"components": 9}),
+    "autoregression": (autoregression.model, {}),
+    "gated_recurrent": (gated_recurrent.model, {"steps": 8}),
+    "hidden_markov": (hidden_markov.model, {"steps": 5}),
+    "local_trend": (local_trend.model, {}),
+    "radon": (radon.model, {}),
+    "radon with levels": (radon.model, {"counties": 5, "count": 4, "levels": [0.3, 1.2, -0.4, 0.9]}),
+    "stochastic_volatility": (stochastic_volatility.model, {}),
 }
+
+
+def summed_out(site):
+    return site == "population" or site.startswith("z_")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -51,12 +89,12 @@ def test_runs_under_pyro(name, dtype):
     assert not list(pyro.get_param_store().keys())
 
 
-@pytest.mark.parametrize("name", ["digits", "brownian", "ornstein_uhlenbeck", "lorenz", "funnel", "eight_gaussians"])
+@pytest.mark.parametrize("name", ["digits", *SIMULATED])
 def test_data_fit_the_sites(name):
     module = importlib.import_module(f"models.{name}")
     data = module.data() if name == "digits" else module.data(n=50, seed=3)
     sites = run(module.model).latent
-    sites.pop("population", None)
+    sites = {name: site for name, site in sites.items() if not summed_out(name)}
     assert list(data) == list(sites)
     rows = {len(values) for values in data.values()}
     assert rows == ({1797} if name == "digits" else {50})
@@ -66,7 +104,7 @@ def test_data_fit_the_sites(name):
         assert torch.isfinite(log_prob).all()
 
 
-@pytest.mark.parametrize("name", ["brownian", "ornstein_uhlenbeck", "lorenz", "funnel", "eight_gaussians"])
+@pytest.mark.parametrize("name", SIMULATED)
 def test_data_repeat_with_the_seed(name):
     module = importlib.import_module(f"models.{name}")
     first, again, other = module.data(n=8, seed=1), module.data(n=8, seed=1), module.data(n=8, seed=2)
@@ -161,7 +199,7 @@ def test_compiles_to_the_density_of_pyro(name, dtype):
     layer = emfc.compile(model, **keywords)
     x = layer()(torch.randn(2, layer.noise_dim)).detach()
     values = layer.unpack(x)
-    summed = ("population",) if "population" in layer.graph.sites else ()
+    summed = tuple(name for name in layer.graph.sites if summed_out(name))
     expected = torch.stack(
         [
             pyro_log_prob(model, (), keywords, {site: rows[row] for site, rows in values.items()}, summed=summed)
@@ -172,7 +210,7 @@ def test_compiles_to_the_density_of_pyro(name, dtype):
     torch.testing.assert_close(density(layer, x).detach(), expected.detach(), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", ["digits", "brownian", "ornstein_uhlenbeck", "lorenz", "funnel", "eight_gaussians"])
+@pytest.mark.parametrize("name", ["digits", *SIMULATED])
 def test_data_fit_the_compiled_program(name):
     module = importlib.import_module(f"models.{name}")
     layer = emfc.compile(module.model)

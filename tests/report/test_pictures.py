@@ -12,6 +12,7 @@ from PIL import Image
 from emfc.errors import UserError
 from emfc.report import (
     GraphNode,
+    draw_costs,
     draw_examples,
     draw_graph,
     draw_image_panels,
@@ -154,3 +155,15 @@ def test_scalars_that_are_no_series_are_named(tmp_path: Path) -> None:
         draw_training_curves(tmp_path / "b.svg", {"flow": {"train": [2.0, 1.0], "validation": [2.0, 1.0]}})
     assert all(name in (tmp_path / "a.svg").read_text() for name in ("mass", "radius", "heat"))
     assert "1.2" not in (tmp_path / "b.svg").read_text().partition("epoch")[0].rpartition('<g id="matplotlib.axis_1')[2]
+
+
+@pytest.mark.parametrize("panels", [0, 1, 4])
+def test_costs_against_length(tmp_path: Path, panels: int) -> None:
+    import matplotlib
+
+    lines = {"emfc": [(300, 2.0), (30, 1.0), (3000, 9.0)], "Pyro": [(30, 10.0), (300, 95.0)]}
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        draw_costs(tmp_path / "a.svg", {f"panel {number}": lines for number in range(panels)})
+    text = (tmp_path / "a.svg").read_text()
+    assert all(f"panel {number}" in text for number in range(panels))
+    assert ("Pyro" in text) == (panels > 0)
