@@ -189,7 +189,8 @@ class PolynomialLoop:
             cells += _columns(value.expand(value.shape[0], count, *value.shape[2:]))
         if member.scale is not None:
             noise, spread = drawn.noise_of(member.view.noise), known[member.scale]
-            drawn.add(spread.log(), noise)
+            if drawn.wanted:
+                drawn.add(spread.log(), noise)
             added = spread * noise
             if member.constants.any():
                 constants = torch.as_tensor(member.constants, dtype=added.dtype, device=added.device)

@@ -122,7 +122,8 @@ class Chain:
         noise, scale = drawn.noise_of(self._view.noise), parameters["scale"]
         if gates is not None:
             scale = 1 + gates * (scale - 1)
-        drawn.add(scale.log(), noise)
+        if drawn.wanted:
+            drawn.add(scale.log(), noise)
         offsets = scale * noise
         if self._linear.target not in self._linear.homogeneous:
             loc = parameters["loc"]

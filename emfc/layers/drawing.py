@@ -114,6 +114,19 @@ class Drawing:
         if noise.dtype not in (torch.float32, torch.float64):
             return self._reference(noise, parameters, gates)
         drawn = Drawn(noise, parameters, gates)
+        values = self._values(drawn)
+        if drawn.ladj is None:
+            raise RuntimeError("a plan has at least one kernel")
+        return values, drawn.ladj
+
+    def values(self, noise: Tensor, parameters: Tensor, gates: Gates) -> Tensor:
+        """Examples ``[B, D]`` alone, which cost less."""
+        if noise.dtype not in (torch.float32, torch.float64):
+            return self._reference(noise, parameters, gates)[0]
+        return self._values(Drawn(noise, parameters, gates, wanted=False))
+
+    def _values(self, drawn: Drawn) -> Tensor:
+        noise, gates = drawn.noise, drawn.gates
         columns = self._columns.get(gates.values is None)
         if columns is not None and noise.requires_grad and torch.is_grad_enabled():
             held = zip(columns.pickers, columns(noise), strict=True)
@@ -124,9 +137,7 @@ class Drawing:
             self._columns[gates.values is None] = self._taken(drawn.asked)
         kept = [drawn.pieces[place] for place in self._kept]
         joined = kept[0] if len(kept) == 1 else torch.cat([piece.expand(len(noise), -1) for piece in kept], -1)
-        if drawn.ladj is None:
-            raise RuntimeError("a plan has at least one kernel")
-        return self._order(joined), drawn.ladj
+        return self._order(joined)
 
     @cached_property
     def _reference(self) -> Sampling:

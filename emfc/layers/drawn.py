@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ class Drawn:
         ladj: Log-Jacobian ``[B]`` so far.
         taken: Noise that was taken out before, by the identity of its picker.
         asked: Pickers of noise, in the order in which they were asked for.
+        wanted: Whether log-Jacobians are.
     """
 
     noise: Tensor
@@ -43,6 +45,7 @@ class Drawn:
     ladj: Tensor | None = None
     taken: dict[int, Tensor] = field(default_factory=dict)
     asked: list[Picker] = field(default_factory=list)
+    wanted: bool = True
 
     def noise_of(self, picker: Picker) -> Tensor:
         """Some columns of the noise ``[B, *positions.shape]``."""
@@ -156,7 +159,10 @@ def family_transform(kernel: Kernel, parameters: Mapping[str, Tensor]) -> Normal
 def draw(drawn: Drawn, kernel: Kernel, view: View, parameters: Mapping[str, Tensor]) -> Tensor:
     """Values ``[B, n, *shape]`` of some rows of a class of sites; their log-Jacobian is added to what is drawn."""
     transform = drawn.gates.apply(family_transform(kernel, parameters), view.noise)
-    value, ladj = transform.call_and_ladj(drawn.noise_of(view.noise))
+    noise = drawn.noise_of(view.noise)
+    if not drawn.wanted:
+        return cast(Tensor, transform(noise))
+    value, ladj = transform.call_and_ladj(noise)
     constant = transform.constant_ladj
     if constant is None:
         drawn.add(ladj)

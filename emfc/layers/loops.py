@@ -144,6 +144,8 @@ class _Run:
 
     def finish(self) -> None:
         """Add the log-Jacobians of a Normal, for all rows at once."""
+        if not self.drawn.wanted:
+            return
         if self.scale is not None:
             self.drawn.add(self.scale.log(), self.noise)
         elif self.scales:

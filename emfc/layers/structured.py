@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,72 +19,19 @@ from emfc.layers.density import Density
 from emfc.layers.drawing import Drawing
 from emfc.layers.explanation import explain
 from emfc.layers.kernel import Kernel
-from emfc.layers.latents import Gates
 from emfc.layers.packing import Packing
 from emfc.layers.parameters import Parameters
 from emfc.layers.plan import Plan
 from emfc.layers.sampling import Sampling
+from emfc.layers.structured_transform import StructuredTransform
 from emfc.layers.supports import ProgramConstraintMap, Supports
 from emfc.program.constraint import constraint_from_data
 from emfc.program.graph import ModelGraph
 from emfc.program.ir import Program
-from emfc.transforms import LadjTransform
 
 __all__ = ["StructuredLayer", "StructuredTransform"]
 
 _OPEN = 5.0  # logit of a gate that is nearly open: sigmoid(5) = 0.993
-
-
-class StructuredTransform(LadjTransform):
-    r"""The compiled program as a transform: standard-normal noise ``[*, N]`` to examples ``[*, D]``.
-
-    .. math:: x_j = F_j^{-1}(\Phi(e_j); \theta_j(x_{pa(j)})), \qquad
-        \log |\det \partial x / \partial e| = \sum_j \log \phi(e_j) - \log f_j(x_j)
-
-    It reads the layer's parameters when it is called, so gradients reach them.
-    """
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-
-    def __init__(self, layer: StructuredLayer) -> None:
-        super().__init__()
-        self.layer = layer
-
-    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Examples and log-Jacobian of noise."""
-        layer = self.layer
-        if x.shape[-1] != layer.noise_dim:
-            raise UserError(f"this program takes {layer.noise_dim} noise numbers, not {x.shape[-1]}")
-        return self._run(layer._sampling, x.reshape(x.shape[:-1].numel(), layer.noise_dim), x.shape[:-1])
-
-    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise and log-Jacobian of examples; -inf where an example lies outside the support."""
-        return self._run(self.layer._density, self.layer._flat(y), y.shape[:-1])
-
-    def log_prob(self, y: Tensor) -> Tensor:
-        r"""Log density ``[*]`` of examples under standard-normal noise: that of the program itself where gates are
-        open.
-
-        .. math:: \sum_j \log \phi(e_j) + \log |\det \partial e / \partial x|
-        """
-        layer, flat = self.layer, self.layer._flat(y)
-        total = layer._density.log_prob(flat, layer.parameters_like(flat), Gates(layer._element_gates()))
-        return total if y.ndim == 2 else total.reshape(y.shape[:-1])
-
-    def forward_shape(self, shape: Sequence[int]) -> torch.Size:
-        """Shape of the examples of noise."""
-        return torch.Size((*shape[:-1], self.layer.dim))
-
-    def inverse_shape(self, shape: Sequence[int]) -> torch.Size:
-        """Shape of the noise of examples."""
-        return torch.Size((*shape[:-1], self.layer.noise_dim))
-
-    def _run(self, direction: Any, flat: Tensor, batch: torch.Size) -> tuple[Tensor, Tensor]:
-        layer = self.layer
-        parameters = layer.flat_parameters(flat)
-        result, ladj = direction(flat, parameters, Gates(layer._element_gates()))
-        return result.reshape(*batch, result.shape[-1]), ladj.reshape(batch)
 
 
 class StructuredLayer(nn.Module):

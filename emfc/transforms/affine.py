@@ -38,9 +38,12 @@ class NormalAffine(NormalTransform):
         """The log scale."""
         return self.log_scale
 
+    def _call(self, x: Tensor) -> Tensor:
+        return self.loc + self.scale * wide(x)
+
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Draw and log scale."""
-        value = self.loc + self.scale * wide(x)
+        value = self._call(x)
         return value, self.log_scale.to(value.dtype).expand(value.shape)
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:

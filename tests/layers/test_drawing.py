@@ -59,6 +59,7 @@ def check(layer, reference, dtype):
     tight = 1e-8 if dtype is torch.float64 else 2e-3
     for actual, expected in zip(outcome(layer, noise), outcome(reference, noise), strict=True):
         torch.testing.assert_close(actual, expected, rtol=tight, atol=tight)
+    assert torch.equal(layer()(noise), layer().call_and_ladj(noise)[0])
     empty, ladj = layer().call_and_ladj(noise[:0])
     assert (empty.shape, ladj.shape) == ((0, layer.dim), (0,))
 
