@@ -159,7 +159,8 @@ class _Solved(torch.autograd.Function):
 def _differentiable(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients with derivatives of their own, or for many rows at once."""
     count = len(ctx.levels)
-    offsets, *tensors = ctx.saved_tensors[: 2 * count]
+    with torch.enable_grad():  # apart from one another, for some were made from others whose part is counted outside
+        offsets, *tensors = [tensor.view_as(tensor) for tensor in ctx.saved_tensors[: 2 * count]]
     held = iter(tensors)
     levels = [
         replace(level, matrix=next(held), carried=None if level.carried is None else next(held)) for level in ctx.levels

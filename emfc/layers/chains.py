@@ -64,7 +64,8 @@ class Chain:
         outputs = dict(zip(held.paths, held.slice.outputs, strict=True))
         if not virtual and (held.specification.family not in _LOCATIONS or held.specification.children):
             return None
-        target = outputs["value" if virtual else "loc"]
+        name = "value" if virtual else "loc"
+        target = outputs[name]
         numbers = [first for first, _ in nodes.load_values(number)]
         inside = [
             first
@@ -72,7 +73,7 @@ class Chain:
             if (nodes.owner[columns[columns >= 0]] == number).any()
         ]
         found = linear(held.slice, inside, target)
-        others = {other for other in outputs.values() if other != target}
+        others = {other for path, other in outputs.items() if path != name}  # one tensor may be two parameters
         floats = all(kind == "float" for kind in kernel.kinds)
         if found is None or not floats or not others.isdisjoint(dependent(held.slice, inside)):
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -169,8 +169,3 @@ def draw(drawn: Drawn, kernel: Kernel, view: View, parameters: Mapping[str, Tens
     else:
         drawn.add(constant, value)
     return value
-
-
-def whole(value: Tensor, batch: int, shape: Sequence[int]) -> Tensor:
-    """A value ``[B or 1, n or 1, *]`` in its full shape ``[B or 1, *shape]``."""
-    return value.expand(value.shape[0] if value.shape[0] == batch else 1, *shape)

@@ -15,6 +15,7 @@ from emfc.passes.marginalise import Populations
 from emfc.passes.nodes import ancestors
 from emfc.passes.recurrences import Virtual
 from emfc.program.ir import Program
+from emfc.special.precision import wide
 
 __all__ = ["Evaluate", "Plan"]
 
@@ -83,7 +84,8 @@ class Plan:
         """What kernels read where whole examples ``[B, D]`` are known."""
         if not self.virtuals:
             return Environment(values, parameters)
-        return Environment(values, parameters, virtual=self._recurrences(values, parameters))
+        virtual = self._recurrences(wide(values), wide(parameters))  # half precision does not even count to 300
+        return Environment(values, parameters, virtual=virtual)
 
     @cached_property
     def ordinary(self) -> tuple[Kernel, ...]:

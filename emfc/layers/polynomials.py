@@ -176,7 +176,7 @@ def _product(left: Polynomial, right: Polynomial) -> Polynomial:
 
 
 def _ratio(left: Polynomial, right: Polynomial) -> Polynomial:
-    if set(right) != {()}:
+    if set(right) != {()} or right[()] == 0:
         raise _NoPolynomial
     return {term: value / right[()] for term, value in left.items()}
 

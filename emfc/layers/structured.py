@@ -72,9 +72,13 @@ class StructuredLayer(nn.Module):
         self.program = program
         self.gate = gate
         self.optimize = optimize
+        if gate and (compile or chunk is not None):
+            raise UserError("compile and chunk are for layers without gates, whose density needs no noise")
         self.plan: Plan = cached_plan(program, optimize=optimize, passes=passes)
         for kernel in self.plan.mixtures:
             check_components(kernel, program)
+        if chunk is not None and self.plan.populations.sites:
+            raise UserError("chunk is for programs without discrete sites that are summed out")
         self.supports = Supports(self.plan)
         self._density = Density(self.plan, self.supports, direct=optimize, compiled=compile, chunk=chunk)
         staged = optimize and not self.plan.populations.sites
@@ -272,7 +276,8 @@ class StructuredLayer(nn.Module):
             return "observed: outside the layer"
         if index in self.plan.populations.sites:
             populations = self.plan.populations
-            levels = populations.levels[int(np.searchsorted(populations.addresses, site.start))]
+            start = self.plan.program.sites[index].start
+            levels = populations.levels[int(np.searchsorted(populations.addresses, start))]
             return f"summed out ({levels} populations)"
         if kernel is None:
             return "empty"

@@ -7,6 +7,7 @@ the allow-listed instructions of a slice alone: numbers are written out, all els
 
 from __future__ import annotations
 
+import keyword
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -307,7 +308,7 @@ def _is_sum(step: Step) -> bool:
 
 def _identifier(name: str) -> str:
     """A name that may stand in a text; a stored program could have any."""
-    if not name.isidentifier():
+    if not name.isidentifier() or keyword.iskeyword(name):
         raise ValueError(f"{name!r} is no name of an argument")
     return name
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,15 @@ def fold_constants(program: Program) -> Program:
     size = len(translation.table)
     values: list[Tensor] = []
     known: dict[int, float] = {}
+
     kept: list[Instruction] = []
     position = size
     for instruction in program.instructions:
         operands = tuple(translation(operand) for operand in instruction.operands)
+        results: tuple[Tensor, ...] = ()
         if all(_constant(operand, program, size) for operand in operands):
             results = _run(instruction, [_tensor(operand, program, known) for operand in operands])
+        if results and all(_exact(result) for result in results):
             for output, result in zip(instruction.outputs, results, strict=True):
                 flat = result.reshape(-1).to(torch.float64)
                 translation.set(output.start + np.arange(output.size), position + np.arange(output.size))
@@ -50,6 +54,22 @@ def _constant(operand: Operand, program: Program, size: int) -> bool:
     return bool(((held < program.parameter_base) | (held >= size)).all())
 
 
+def _exact(result: Tensor) -> bool:
+    """Whether numbers survive as constants, which are of double precision."""
+    return result.is_floating_point() or not bool((result.to(torch.float64).abs() >= 2.0**53).any())
+
+
+@contextmanager
+def _in_double() -> Iterator[None]:
+    """Quotients of whole numbers are of the default dtype, which is not the program's to know."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def _tensor(operand: Operand, program: Program, known: dict[int, float]) -> Tensor:
     constants = program.constant_values
     flat = [known[a] if a in known else float(constants[a]) for a in operand.addresses.reshape(-1).tolist()]
@@ -65,5 +85,6 @@ def _run(instruction: Instruction, inputs: Sequence[Tensor]) -> tuple[Tensor, ..
         return _DTYPES[value["dtype"]] if isinstance(value, dict) else value
 
     keywords = {key: fill(value) for key, value in instruction.keywords}
-    result = resolve(instruction.operation)(*[fill(value) for value in instruction.arguments], **keywords)
+    with _in_double():
+        result = resolve(instruction.operation)(*[fill(value) for value in instruction.arguments], **keywords)
     return (result,) if isinstance(result, Tensor) else tuple(result)

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from emfc.passes.demand import needed_elements, output_table
+from emfc.passes.demand import needed_elements, output_table, runs
 from emfc.passes.recurrences import Virtual
 from emfc.passes.slices import Slice
 from emfc.program.ir import Addresses, Instruction, Operand, Program
@@ -125,10 +125,10 @@ class _Ancestry:
         rows[chosen, sites // 64] = np.uint64(1) << (sites % 64).astype(np.uint64)
         chosen = np.flatnonzero(flat >= program.instruction_base)
         places = np.searchsorted(self.starts, flat[chosen], side="right") - 1
-        for place in np.unique(places):
-            held = self.held.get(int(place))
+        for place, part in runs(places):
+            held = self.held.get(place)
             if held is not None:
-                some = chosen[places == place]
+                some = chosen[part]
                 rows[some] = held[flat[some] - self.starts[place]]
         return rows
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from emfc.passes.demand import Demand, Mask, OutputTable, shrink
+from emfc.passes.demand import Demand, Mask, OutputTable, runs, shrink
 from emfc.program.ir import Addresses, Instruction, Operand, Program
 from emfc.program.operations import is_pointwise
 
@@ -180,12 +180,12 @@ def _gather(addresses: Addresses, dtype: str, slicer: _Slicer) -> int:
     inputs: list[int] = []
     indices = np.zeros(flat.shape, dtype=np.int64)
     offset = 0
-    for place in np.unique(places):
-        chosen = places == place
+    parts = list(runs(places))
+    for place, chosen in parts:
         if place < 0:
             inputs.append(slicer.add(Load(flat[chosen], dtype)))
-            indices[chosen] = offset + np.arange(int(chosen.sum()))
-            offset += int(chosen.sum())
+            indices[chosen] = offset + np.arange(chosen.size)
+            offset += chosen.size
             continue
         index, output = owners[place]
         first, positions, step = slicer.outputs[index]
@@ -193,7 +193,7 @@ def _gather(addresses: Addresses, dtype: str, slicer: _Slicer) -> int:
         held = positions[output]
         size = math.prod(step.shapes[output])
         indices[chosen] = offset + (local if held is None else held[local])
-        if len(np.unique(places)) == 1 and size == flat.size and (indices == np.arange(size)).all():
+        if len(parts) == 1 and size == flat.size and (indices == np.arange(size)).all():
             if step.shapes[output] == addresses.shape:
                 return int(first + output)
         inputs.append(first + output)

@@ -197,3 +197,27 @@ def test_what_is_not_affine_is_none(name):
     noise = torch.randn(5, layer.noise_dim)
     for actual, expected in zip(layer().call_and_ladj(noise), reference().call_and_ladj(noise), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("batch", [3, 100])
+def test_second_derivatives_of_long_chains(batch):
+    """Levels of a scan are made from one another; no part may count twice when gradients have gradients."""
+    torch.set_default_dtype(torch.float64)
+
+    def model():
+        slope = pyro.param("slope", torch.tensor(0.97))
+        x = pyro.sample("x_0", dist.Normal(0.0, 1.0))
+        for t in range(1, 300):
+            x = pyro.sample(f"x_{t}", dist.Normal(slope * x, 0.1))
+
+    noise = torch.randn(batch, 300, generator=torch.Generator().manual_seed(5))
+    found = []
+    for optimize in (True, False):
+        layer = emfc.compile(model, optimize=optimize)
+        (slope,) = layer.parameters()
+        (first,) = torch.autograd.grad(torch.tanh(layer()(noise)).sum(), slope, create_graph=True)
+        (plain,) = torch.autograd.grad(torch.tanh(layer()(noise)).sum(), slope)
+        (second,) = torch.autograd.grad(first, slope)
+        torch.testing.assert_close(first, plain, rtol=1e-9, atol=1e-9)
+        found.append((first.detach(), second))
+    torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)

@@ -227,3 +227,15 @@ def test_second_derivatives():
     layer = emfc.compile(NAMED["learned_by_all"])
     noise = torch.randn(2, layer.noise_dim, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda held: layer()(held)[:, -1], (noise,))
+
+
+def test_one_tensor_in_two_parameters(dtype):
+    """A location that is affine in the step before, and is the scale as well, makes no chain."""
+
+    def model():
+        x = pyro.sample("x_0", dist.Normal(0.0, 0.1))
+        for t in range(1, 20):
+            mean = 5 + 0.05 * x
+            x = pyro.sample(f"x_{t}", dist.Normal(mean, mean))
+
+    check(*compiled(model), dtype)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import pickle
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -185,3 +187,22 @@ def test_random_recurrences_equal_the_reference(seed):
     gradients = [torch.autograd.grad(held.sum(), x)[0] for held in densities]
     torch.testing.assert_close(*gradients, rtol=1e-7, atol=1e-7)
     assert layer.plan.parents == reference.plan.parents
+
+
+def test_counters_in_half_precision():
+    """Half precision does not count to 300, so what is carried is carried in single."""
+
+    def model():
+        table = torch.linspace(-1.0, 1.0, 400)
+        count, x = torch.zeros((), dtype=torch.int64), pyro.sample("x_0", dist.Normal(0.0, 1.0))
+        for t in range(1, 350):
+            count = count + (x > -10).long()
+            x = pyro.sample(f"x_{t}", dist.Normal(table[count], 1.0))
+
+    layer = emfc.compile(model)
+    assert layer.plan.virtuals
+    values = layer()(torch.randn(2, layer.noise_dim, generator=torch.Generator().manual_seed(1))).detach()
+    for half in (torch.bfloat16, torch.float16):
+        rounded = values.to(half)
+        expected = layer().log_prob(rounded.float())
+        torch.testing.assert_close(layer().log_prob(rounded).float(), expected, rtol=3e-2, atol=0)
