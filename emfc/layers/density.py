@@ -95,7 +95,7 @@ class Density:
         safe = torch.where(outside, self.supports.prototype(values), values)
         noises, ladj = self._evaluate(values, self.plan.environment(safe, parameters), gates)
         noises = [torch.where(rows[:, None], noise.nan_to_num(), noise) for noise in noises]
-        return noises, torch.where(rows, -torch.inf, ladj)
+        return noises, self._cut(rows, values, ladj)
 
     def log_prob(self, values: Tensor, parameters: Parameters, gates: Gates) -> Tensor:
         r"""Log density ``[B]`` of examples ``[B, D]``, -inf outside the support.
@@ -111,7 +111,7 @@ class Density:
         try:
             total = held(values, parameters)
             if not eager() or math.isfinite(total.detach().sum().item()):
-                return total
+                return _connected(total, values)
         except UNCOMPUTABLE as error:
             if not eager():
                 raise
@@ -123,7 +123,12 @@ class Density:
                 raise failure
             return total
         safe = torch.where(outside, self.supports.prototype(values), values)
-        return torch.where(rows, -torch.inf, held(safe, parameters))
+        return self._cut(rows, values, held(safe, parameters))
+
+    @staticmethod
+    def _cut(rows: Tensor, values: Tensor, found: Tensor) -> Tensor:
+        """What was found, -inf in rows with a value outside its support, and no number where a value is none."""
+        return torch.where(values.isnan().any(-1), torch.nan, torch.where(rows, -torch.inf, found))
 
     def _evaluate(self, values: Tensor, plain: Environment, gates: Gates) -> tuple[list[Tensor], Tensor]:
         noises: list[Tensor] = []
@@ -163,3 +168,10 @@ class Density:
     @staticmethod
     def _order_of(columns: list[Addresses]) -> Picker:
         return Picker(np.argsort(np.concatenate([held.reshape(-1) for held in columns])))
+
+
+def _connected(total: Tensor, values: Tensor) -> Tensor:
+    """A density that is constant within its support has the derivative 0 by its values, not none."""
+    if total.requires_grad or not (values.requires_grad and torch.is_grad_enabled()):
+        return total
+    return total + 0 * values.nan_to_num(0, 0, 0).sum(-1)

@@ -103,8 +103,11 @@ def _powers(coefficient: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """Block matrix and response to the state of one number for all steps ``[*, 1, 1, 1]``."""
     step = torch.arange(steps, dtype=coefficient.dtype, device=coefficient.device)
     lag = step[:, None] - step
-    matrix = torch.where(lag >= 0, coefficient ** lag.clamp(min=0), 0)
-    return matrix, coefficient ** (step + 1)[:, None]
+    series = coefficient.expand(*coefficient.shape[:-1], steps)
+    powers = torch.cat([torch.ones_like(coefficient), series.cumprod(-1)], -1)  # whose derivatives at 0 are numbers
+    chosen = torch.where(lag >= 0, lag, 0).long()
+    matrix = torch.where(lag >= 0, powers.squeeze(-2)[..., chosen], 0)
+    return matrix, powers.mT[..., 1:, :]
 
 
 def _inverse(coefficients: Tensor) -> Tensor:

@@ -163,7 +163,7 @@ def _small_quantile(log_p: Tensor) -> Tensor:
     """Quantile of log probabilities that are at most 0.7; nothing else may hold the argument."""
     info = torch.finfo(log_p.dtype)
     tiny = math.log(info.tiny) + 1
-    if log_p.numel() and not float(log_p.amin()) < tiny:
+    if log_p.numel() and float(log_p.amin()) >= tiny:  # not so where one is no number
         near: Tensor = torch.special.ndtri(log_p.exp_())
         return near
     near = torch.special.ndtri(torch.exp(log_p.clamp(min=tiny)))

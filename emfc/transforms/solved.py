@@ -122,7 +122,8 @@ class SolvedFamily(ScalarFamily):
             return self._solve_part(noise, None)
         if parameters_of(self) is None:
             single = self.batch_shape.numel() == 1
-            blocks = noise.reshape(-1).split(_BLOCK) if single and noise.numel() > _BLOCK else (noise,)
+            line = noise.reshape(*(1,) * (len(self.batch_shape) - 1), -1)  # of the rank of the parameters
+            blocks = line.split(_BLOCK, -1) if single and noise.numel() > _BLOCK else (noise,)
             found = [self._solve_part(part, None) for part in blocks]
             return _joined(found, shape)
 

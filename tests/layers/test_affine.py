@@ -221,3 +221,23 @@ def test_second_derivatives_of_long_chains(batch):
         torch.testing.assert_close(first, plain, rtol=1e-9, atol=1e-9)
         found.append((first.detach(), second))
     torch.testing.assert_close(*found, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("steps", [3, 18])
+def test_second_derivatives_at_no_slope(steps):
+    torch.set_default_dtype(torch.float64)
+
+    def model():
+        slope = pyro.param("slope", torch.tensor(0.0))
+        x = pyro.sample("x_0", dist.Normal(0.0, 1.0))
+        for t in range(1, steps):
+            x = pyro.sample(f"x_{t}", dist.Normal(slope * x, 1.0))
+
+    found = []
+    for optimize in (True, False):
+        layer = emfc.compile(model, optimize=optimize)
+        (slope,) = layer.parameters()
+        total = layer()(torch.ones(1, steps)).square().sum()
+        (first,) = torch.autograd.grad(total, slope, create_graph=True)
+        found.append(torch.autograd.grad(first, slope)[0])
+    torch.testing.assert_close(*found)

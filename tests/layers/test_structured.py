@@ -318,3 +318,26 @@ def test_sites_with_fewer_noises_than_values():
     assert layer().inverse_shape((5, 24)) == (5, 8)
     with pytest.raises(CompileError, match=r"pyro\.deterministic"):
         layer.constraint_map()
+
+
+def test_a_value_that_is_no_number_spoils_its_own_row_alone():
+    def model():
+        for t in range(2):
+            pyro.sample(f"x_{t}", dist.Laplace(0.0, 0.5))
+
+    x = torch.tensor([[0.0, torch.nan], [-1e3, 1.0]])
+    for optimize in (True, False):
+        layer = emfc.compile(model, optimize=optimize)
+        alone = layer().inv.call_and_ladj(x[1:])
+        for found, expected in zip(layer().inv.call_and_ladj(x), alone, strict=True):
+            torch.testing.assert_close(found[1:], expected)
+        assert layer().log_prob(x).isnan().tolist() == [True, False]
+
+
+def test_a_constant_density_has_no_slope(dtype):
+    def model():
+        pyro.sample("x", dist.Uniform(torch.zeros(3), 1.0).to_event(1))
+
+    x = torch.full((2, 3), 0.5, requires_grad=True)
+    (slope,) = torch.autograd.grad(emfc.compile(model)().log_prob(x).sum(), x)
+    assert (slope == 0).all()

@@ -293,3 +293,15 @@ def test_a_large_mixture_in_little_memory(precision):
         value, _ = transform.call_and_ladj(torch.randn(10**6, dtype=precision))
         transform.inv.call_and_ladj(value)
     assert largest[0] <= 2 * 10**6
+
+
+def test_one_mixture_of_rank_two_for_many_draws():
+    """As a program's populations are laid out, beyond the size of a block."""
+    inner = td.MixtureSameFamily(
+        td.Categorical(logits=torch.zeros(1, 1, 2, 2, dtype=torch.float64)),
+        td.Normal(torch.tensor([-2.0, 2.0], dtype=torch.float64).expand(1, 1, 2, 2), 1.0),
+    )
+    family = mixture_family(torch.zeros(1, 1, 2, dtype=torch.float64).log_softmax(-1), scalar_family(inner))
+    noise = torch.randn(20_000, 1, dtype=torch.float64)
+    value = CDFTransform(family).call_and_ladj(noise)[0]
+    torch.testing.assert_close(value[:9], CDFTransform(family).call_and_ladj(noise[:9])[0])
