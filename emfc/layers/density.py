@@ -83,7 +83,7 @@ class Density:
             if not eager() or bool(ladj.isfinite().all()):
                 return noises, ladj
         except UNCOMPUTABLE as error:
-            if not eager():
+            if not eager() or isinstance(error, torch.OutOfMemoryError):
                 raise
             failure = error
         outside = self.supports.outside(values, parameters)
@@ -113,7 +113,7 @@ class Density:
             if not eager() or math.isfinite(total.detach().sum().item()):
                 return _connected(total, values)
         except UNCOMPUTABLE as error:
-            if not eager():
+            if not eager() or isinstance(error, torch.OutOfMemoryError):
                 raise
             failure = error
         outside = self.supports.outside(values, parameters.flat)

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from emfc.passes.classify import SiteClass, classify, slice_sites
-from emfc.passes.marginalise import Populations, marginalise, parents
+from emfc.passes.marginalise import Populations, marginalise
 
-__all__ = ["Populations", "SiteClass", "classify", "marginalise", "parents", "slice_sites"]
+__all__ = ["Populations", "SiteClass", "classify", "marginalise", "slice_sites"]

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from emfc.passes.scopes import level_count
-from emfc.passes.slices import Slice
 from emfc.program.errors import CompileError
 from emfc.program.ir import Addresses, Program, SiteRecord
 
-__all__ = ["Populations", "marginalise", "parents"]
+__all__ = ["Populations", "marginalise"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,22 +32,6 @@ class Populations:
     addresses: Addresses
     levels: tuple[int, ...]
     readers: tuple[int, ...]
-
-
-def parents(program: Program, slices: list[Slice]) -> list[tuple[int, ...]]:
-    """For each site the indices of the sites whose values its parameters depend on, in program order."""
-    latent = [index for index, site in enumerate(program.sites) if not site.observed and site.size]
-    starts = np.array([program.sites[index].start for index in latent], dtype=np.int64)
-    result = []
-    for held in slices:
-        found: set[int] = set()
-        for load in held.loads():
-            flat = load.addresses.reshape(-1)
-            flat = flat[(flat >= program.site_base) & (flat < program.instruction_base)]
-            if flat.size:
-                found.update(np.unique(np.searchsorted(starts, flat, side="right") - 1).tolist())
-        result.append(tuple(latent[place] for place in sorted(found)))
-    return result
 
 
 def marginalise(program: Program, site_parents: list[tuple[int, ...]]) -> Populations:

@@ -13,7 +13,8 @@ import emfc
 from emfc import CompileError
 from emfc.passes.classify import classify, slice_sites
 from emfc.passes.eliminate import eliminate
-from emfc.passes.marginalise import marginalise, parents
+from emfc.passes.marginalise import marginalise
+from emfc.passes.pipeline import run_passes
 from emfc.passes.slots import assign_slots
 from emfc.program.trace import trace
 from tests.programs.accepted import PROGRAMS
@@ -21,7 +22,7 @@ from tests.programs.accepted import PROGRAMS
 
 def _populations(model):
     program = trace(model)
-    return program, marginalise(program, parents(program, slice_sites(program)))
+    return program, marginalise(program, list(run_passes(program, ()).parents))
 
 
 def _eliminated(model):
