@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 
+from emfc.layers.log_joint import LogJoint
 from emfc.layers.structured import StructuredLayer
 from emfc.layers.verification import evaluate_plan
 from emfc.passes.pipeline import site_parents
+from emfc.program.errors import CompileError
 from emfc.program.graph import ModelGraph
-from emfc.program.trace import trace
+from emfc.program.target import Target
+from emfc.program.trace import trace, trace_target
 from emfc.program.verify import verify
 
-__all__ = ["compile", "parse"]
+__all__ = ["compile", "compile_target", "parse", "parse_target"]
 
 
 @contextmanager
@@ -112,3 +115,58 @@ def compile(
             checked: Mapping[str, Any] = graph.kwargs
             verify(graph.program, graph.model, graph.args, checked, evaluate_plan(layer.plan))
     return layer
+
+
+def parse_target(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Target:
+    """Read a model and its data as the target of variational inference.
+
+    `pyro.factor`, scales and masks count, improper priors are free coordinates, and observed sites may stand in
+    subsampled plates.
+
+    Args:
+        model: Any callable that calls Pyro's primitives.
+        *args: The model's own arguments.
+        **kwargs: The model's own keyword arguments.
+
+    Raises:
+        CompileError: The program does something that cannot be compiled.
+    """
+    with _compiling():
+        return trace_target(model, args, kwargs)
+
+
+def compile_target(model: Callable[..., Any], *args: Any, **kwargs: Any) -> LogJoint:
+    """Compile a model and its data into the log joint density of its latent sites.
+
+    Args:
+        model: Any callable that calls Pyro's primitives.
+        *args: The model's own arguments.
+        **kwargs: The model's own keyword arguments.
+
+    Returns:
+        An `nn.Module` from values of the latent sites ``[*, D]`` to log densities ``[*]``.
+
+    Raises:
+        CompileError: The program cannot be compiled.
+
+    Example:
+        >>> import torch, pyro, pyro.distributions as dist
+        >>> def model(y):
+        ...     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        ...     pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+        >>> log_joint = compile_target(model, torch.tensor(2.0))
+        >>> round(float(log_joint(torch.zeros(1))), 4)
+        -3.8379
+    """
+    with _compiling():
+        target = trace_target(model, args, kwargs)
+        if target.subsampled:
+            raise CompileError(
+                "E-SUBSAMPLE",
+                f"plate {target.subsampled[0]!r} takes a part of its rows at random, and a compiled density needs all",
+                site=target.subsampled[0],
+                advice="give the plate its full size, or train the guide with Pyro's SVI, which draws rows anew",
+            )
+        held = LogJoint(target)
+        verify(target.program, model, args, kwargs, evaluate_plan(held.plan), density=held)
+    return held

@@ -85,7 +85,7 @@ class CouplingLayer(nn.Module):
             configuration.context_features,
             mask=torch.arange(features) % 2 == parity,
             univariate=univariate,
-            shapes=[(size,) for size in sizes],
+            shapes=[() if sizes == [1, 1] else (size,) for size in sizes],
             hidden_features=configuration.hidden_features,
             activation=partial(hidden_activation, configuration.activation),
         )

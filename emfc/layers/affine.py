@@ -19,7 +19,7 @@ from emfc.layers.readers import Picker
 from emfc.passes.slices import Gather, Load, Slice, Step
 from emfc.program.ir import Ref
 
-__all__ = ["Linear", "dependent", "linear"]
+__all__ = ["Linear", "linear"]
 
 _MAPS = frozenset("neg sum mean cumsum flip _to_copy".split())
 _SUMS = {"add": (0, 1), "sub": (0, 1), "rsub": (0, 1), "where": (1, 2)}
@@ -120,15 +120,6 @@ def linear(held: Slice, loads: Collection[int], target: int) -> Linear | None:
     if target not in chain:
         return None
     return Linear(held, frozenset(chain), frozenset(homogeneous), pointwise, tuple(operands), target)
-
-
-def dependent(held: Slice, loads: Collection[int]) -> set[int]:
-    """Numbers of the values that depend on some loads, these included."""
-    found = set(loads)
-    for number, value in zip(held.numbers, held.values, strict=True):
-        if not isinstance(value, Load) and not found.isdisjoint(value.inputs):
-            found.update(range(number, number + (len(value.shapes) if isinstance(value, Step) else 1)))
-    return found
 
 
 def _needed(held: Slice, target: int) -> set[int]:

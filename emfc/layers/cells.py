@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emfc.layers.affine import dependent
 from emfc.layers.drawn import Drawn, Pieces, rows_view
 from emfc.layers.kernel import Kernel, View
 from emfc.layers.polynomials import Atom, Polynomials, polynomials, written
@@ -254,7 +253,7 @@ def _polynomials(nodes: Nodes, number: int, places: list[int]) -> Polynomials | 
         return None
     if not virtual and kernel.held.specification.family != "Normal":
         return None
-    inside = dependent(held, [loads[place][0] for place in places])
+    inside = held.dependent([loads[place][0] for place in places])
     if not virtual and outputs["scale"] in inside:
         return None
     target, same = outputs["value" if virtual else "loc"], _same(nodes, number, places)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from emfc.layers.affine import Linear, dependent, linear
+from emfc.layers.affine import Linear, linear
 from emfc.layers.columns import direct
 from emfc.layers.drawn import Drawn, Pieces, draw, rows_view
 from emfc.layers.paths import Directions, Paths, find_directions, find_paths
@@ -75,7 +75,7 @@ class Chain:
         found = linear(held.slice, inside, target)
         others = {other for path, other in outputs.items() if path != name}  # one tensor may be two parameters
         floats = all(kind == "float" for kind in kernel.kinds)
-        if found is None or not floats or not others.isdisjoint(dependent(held.slice, inside)):
+        if found is None or not floats or not others.isdisjoint(held.slice.dependent(inside)):
             return None
         paths = find_paths(nodes, number)
         directions = None if paths is None else find_directions(nodes, number, paths, elementwise=found.pointwise)
@@ -104,32 +104,35 @@ class Chain:
     def __call__(self, drawn: Drawn) -> Tensor:
         """Values ``[B or 1, W]``."""
         environment = self._sources(drawn)
-        gates = None if self._virtual or drawn.gates.values is None else self._view.noise(drawn.gates.values)[None]
-        offsets, fresh = self._offsets(drawn, environment, gates)
+        gates = None if self._virtual or drawn.gates.values is None else drawn.gates.pick(self._view.noise)
+        offsets, gates, fresh = self._offsets(drawn, environment, gates)
         slopes, blocks = self._slopes(environment, gates)
         offsets = self._enter(offsets, slopes, environment, fresh=fresh)
         values = self._sums(offsets) if blocks is None else self._solved(offsets, blocks)
         return values.reshape(len(values), self._paths.order.size * self._size)
 
-    def _offsets(self, drawn: Drawn, environment: Environment, gates: Tensor | None) -> tuple[Tensor, bool]:
-        """What is added to each row ``[B or 1, n, *shape]``, and whether that may be written to."""
+    def _offsets(
+        self, drawn: Drawn, environment: Environment, gates: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, bool]:
+        """What is added to each row ``[B or 1, n, *shape]``, its location's factor, whether it may change."""
         parameters = self._kernel.parameters(environment, self._view)
         full = (self._paths.order.size, *self._shape)
         if self._virtual:
             value = parameters["value"]
-            return value.expand(len(value), *full), False
+            return value.expand(len(value), *full), None, False
         if self._kernel.held.specification.family != "Normal":
-            return draw(drawn, self._kernel, self._view, parameters), False
+            return draw(drawn, self._kernel, self._view, parameters), gates, False
         noise, scale = drawn.noise_of(self._view.noise), parameters["scale"]
+        added: Tensor | None = None
         if gates is not None:
-            scale = 1 + gates * (scale - 1)
+            gates, added, scale = drawn.gates.normal(scale, gates)
         if drawn.wanted:
             drawn.add(scale.log(), noise)
-        offsets = scale * noise
+        offsets = scale * noise if added is None else torch.addcmul(added, scale, noise)
         if self._linear.target not in self._linear.homogeneous:
             loc = parameters["loc"]
             offsets = offsets + (loc if gates is None else gates * loc)
-        return offsets, direct()
+        return offsets, gates, direct()
 
     def _enter(self, offsets: Tensor, slopes: Tensor, environment: Environment, *, fresh: bool) -> Tensor:
         """Add what values from before the chain contribute."""

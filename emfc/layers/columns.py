@@ -178,7 +178,7 @@ class Columns:
     def _split(self, matrix: Tensor, sizes: list[int], places: list[int]) -> tuple[Tensor, ...]:
         pieces = torch.split_with_sizes(matrix, [*sizes, matrix.shape[-1] - sum(sizes)], -1)
         return tuple(
-            pieces[place] if picker.positions.ndim == 1 else pieces[place].unflatten(-1, picker.positions.shape)
+            pieces[place] if len(picker.shape) == 1 else pieces[place].unflatten(-1, picker.shape)
             for picker, place in zip(self.pickers, places, strict=True)
         )
 
@@ -196,8 +196,8 @@ class Columns:
             if picker.start > stop:
                 sizes.append(picker.start - stop)
             places[place] = len(sizes)
-            sizes.append(picker.positions.size)
-            stop = picker.start + picker.positions.size
+            sizes.append(picker.size)
+            stop = picker.start + picker.size
         return sizes, places
 
     def gradient(self, shape: torch.Size, parts: Sequence[Tensor | None]) -> Tensor | None:
@@ -222,7 +222,7 @@ class Columns:
         total: Tensor | None = None
         for picker, part in zip(self.pickers, parts, strict=True):
             if part is not None:
-                flat = part.reshape(*part.shape[: part.ndim - picker.positions.ndim], -1)
+                flat = part.reshape(*part.shape[: part.ndim - len(picker.shape)], -1)
                 index = torch.as_tensor(picker.positions.reshape(-1), device=part.device)
                 whole = flat.new_zeros(shape).index_add(-1, index, flat)
                 total = whole if total is None else total + whole

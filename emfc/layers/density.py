@@ -109,8 +109,14 @@ class Density:
             return ladj - 0.5 * (squares + self.plan.noise_dim * math.log(2 * math.pi))
         failure: Exception | None = None
         try:
-            total = held(values, parameters)
-            if not eager() or math.isfinite(total.detach().sum().item()):
+            if not eager():
+                return _connected(held(values, parameters), values)
+            if isinstance(held, Fused):
+                total, whole = held.with_sum(values, parameters)
+            else:
+                total = held(values, parameters)
+                whole = total.detach().sum()
+            if math.isfinite(whole.item()):
                 return _connected(total, values)
         except UNCOMPUTABLE as error:
             if not eager() or isinstance(error, torch.OutOfMemoryError):
@@ -172,6 +178,6 @@ class Density:
 
 def _connected(total: Tensor, values: Tensor) -> Tensor:
     """A density that is constant within its support has the derivative 0 by its values, not none."""
-    if total.requires_grad or not (values.requires_grad and torch.is_grad_enabled()):
+    if total.requires_grad or not values.requires_grad or not torch.is_grad_enabled():
         return total
     return total + 0 * values.nan_to_num(0, 0, 0).sum(-1)

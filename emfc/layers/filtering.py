@@ -17,6 +17,7 @@ from emfc.layers.latents import Enumeration, enumerations
 from emfc.layers.part_filter import PartFilter, Stream, known, marginal
 from emfc.layers.plan import Plan
 from emfc.layers.readers import Environment, Picker
+from emfc.layers.terms import mixed_terms
 from emfc.passes.eliminate import Bundle
 from emfc.passes.ordering import Operation
 from emfc.program.ir import Addresses
@@ -102,8 +103,15 @@ class _BundleFilter:
 class Filter:
     """The mixtures of a plan where all values are known."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, target: bool = False) -> None:
+        """Prepare.
+
+        Args:
+            plan: The plan.
+            target: Whether it is that of a variational target, of which only the log density is wanted.
+        """
         self.plan = plan
+        self.target = target
         self.enumerations = enumerations(plan)
         self._bundles = [_BundleFilter(bundle, self.enumerations) for bundle in plan.elimination.bundles]
         self._orders: dict[int, Picker] = {}
@@ -148,6 +156,11 @@ class Filter:
         for kernel in self.plan.mixtures:
             held = self.enumerations[kernel.number]
             own = kernel.full.own(environment.values)
+            if self.target:
+                given = kernel.held.sites[0] in self.plan.given
+                held_terms = mixed_terms(kernel, held.parameters(environment), own, held.count, given=given)
+                flat[kernel.number] = self._clamped(held_terms)
+                continue
             family = families[kernel.number] = held.family(environment, own)
             flat[kernel.number] = self._clamped(family.log_prob(own.unsqueeze(-1)).expand(*own.shape, held.count))
         for kernel in self.plan.latents:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +16,11 @@ from emfc.special.precision import eager
 
 __all__ = ["Fused"]
 
+_WithSum = Callable[..., tuple[Tensor, Tensor]]
+_UNCHANGING = re.compile(
+    r"\b(plan_density|plan_transforms|__import_(emfc_dot_(layers|special)|torch)_\w+|__builtins_dict_\w+)\b"
+)
+
 
 class _LogDensity(Protocol):
     def __call__(self, values: Tensor, parameters: Parameters) -> Tensor: ...
@@ -21,6 +28,9 @@ class _LogDensity(Protocol):
 
 class Fused:
     """The log density ``[B]`` as one function of examples and parameters, fused by the compiler.
+
+    Each number of examples is compiled for itself: code for any number, which torch would make of the second one,
+    costs more per call, and for some programs its backward pass fails.
 
     Where the compiler cannot be used, for want of a C++ compiler for example, it says so once and the ordinary
     operations do the work.
@@ -33,7 +43,8 @@ class Fused:
             log_density: Of examples and parameters.
         """
         self._log_density = log_density
-        self._compiled: Callable[..., Tensor] | None = None
+        self._compiled: _WithSum | None = None
+        self._transforms: tuple[Any, ...] = ()
         self._known: set[tuple[torch.dtype, torch.device]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -41,21 +52,40 @@ class Fused:
 
     def __call__(self, values: Tensor, parameters: Parameters) -> Tensor:
         """Log density where every value is inside its support; elsewhere not finite."""
-        if not eager():
-            return self._log_density(values, parameters)
+        return self.with_sum(values, parameters)[0] if eager() else self._log_density(values, parameters)
+
+    def with_sum(self, values: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
+        """The same with its sum over all examples, without gradients, which tells whether all is finite."""
         key = (values.dtype, values.device)
         if key not in self._known:  # tables are made once, outside the compiler
             self._known.add(key)
             with torch.no_grad():
                 self._log_density(values[:1], parameters)
-        if self._compiled is None:
-            self._compiled = torch.compile(self._run)
+        if self._compiled is None or parameters.transforms != self._transforms:
+            self._transforms = parameters.transforms
+            self._compiled = torch.compile(self._function(), dynamic=False, options={"guard_filter_fn": _changeable})
+            try:
+                return self._compiled(values, *parameters.unconstrained)
+            except torch._dynamo.exc.TorchDynamoException:  # arrays of NumPy that are read cannot be filtered
+                self._compiled = torch.compile(self._function(), dynamic=False)
         try:
-            return self._compiled(parameters.transforms, values, *parameters.unconstrained)
+            return self._compiled(values, *parameters.unconstrained)
         except torch._dynamo.exc.TorchDynamoException as error:
             warnings.warn(f"this layer runs without torch.compile: {str(error).splitlines()[0]}", stacklevel=2)
-            self._compiled = self._run
-        return self._log_density(values, parameters)
+            self._compiled = self._function()
+        return self._compiled(values, *parameters.unconstrained)
 
-    def _run(self, transforms: Any, values: Tensor, *unconstrained: Tensor) -> Tensor:
-        return self._log_density(values, Parameters(unconstrained, transforms, values))
+    def _function(self) -> _WithSum:
+        """A function of tensors alone, with code of its own: torch keeps and counts what it compiles by code object."""
+        plan_density, plan_transforms = self._log_density, self._transforms
+
+        def run(examples: Tensor, *unconstrained: Tensor) -> tuple[Tensor, Tensor]:
+            total = plan_density(examples, Parameters(unconstrained, plan_transforms, examples))
+            return total, total.detach().sum()
+
+        return FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)
+
+
+def _changeable(guards: Sequence[Any]) -> list[bool]:
+    """Which conditions are looked at in every call: not those on plans and on code, which never change."""
+    return [_UNCHANGING.search(guard.name) is None for guard in guards]

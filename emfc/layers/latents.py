@@ -13,26 +13,54 @@ from emfc.layers.components import components
 from emfc.layers.kernel import Kernel, View
 from emfc.layers.plan import Plan
 from emfc.layers.readers import Environment, Picker, Reader
+from emfc.layers.terms import site_log_density
 from emfc.passes.scopes import Scopes
 from emfc.passes.slots import Slots
 from emfc.program.ir import Addresses
-from emfc.program.specification import build
 from emfc.transforms import NormalTransform, ScalarFamily, gated
+from emfc.transforms.parameter_gates import slope_and_scale
 
-__all__ = ["Enumeration", "Gates", "accumulate", "enumerations"]
+__all__ = ["OPEN", "Enumeration", "Gates", "accumulate", "enumerations"]
 
 
 @dataclass(frozen=True, eq=False)
 class Gates:
-    """Gate values of one call, per element of the noise, or None where the layer has no gates."""
+    """Gate values of one call, per element of the noise, or None where the layer has no gates.
+
+    Attributes:
+        values: In [0, 1].
+        form: ``"value"`` or ``"parameter"``, what they act on, or a name of its own for gates of another kind.
+    """
 
     values: Tensor | None
+    form: str = "value"
 
     def apply(self, transform: NormalTransform, columns: Picker) -> NormalTransform:
         """The transform with its gates, which line up with noise ``[B, *columns.positions.shape]``."""
         if self.values is None:
             return transform
-        return gated(transform, columns(self.values)[None])
+        return self.opened(transform, self.pick(columns))
+
+    def pick(self, columns: Picker) -> Tensor:
+        """What the gates of some elements are made of, ``[1, *columns.positions.shape]``."""
+        if self.values is None:
+            raise RuntimeError("a layer without gates has none to hand over")
+        return columns(self.values)[None]
+
+    def opened(self, transform: NormalTransform, picked: Tensor) -> NormalTransform:
+        """The transform with the gates that were picked for its elements."""
+        return gated(transform, picked, form=self.form)
+
+    def normal(self, scale: Tensor, picked: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """A gated Normal: what its location is multiplied by, what is added to it, and its scale."""
+        if self.form == "parameter":
+            slope, power = slope_and_scale(scale, picked)
+            return slope, None, power
+        return picked, None, 1 + picked * (scale - 1)
+
+
+OPEN = Gates(None)
+"""The gates of a layer without gates."""
 
 
 def accumulate(total: Tensor | None, ladj: Tensor, value: Tensor | None = None) -> Tensor:
@@ -90,10 +118,10 @@ class Enumeration:
             raise RuntimeError("only what is summed out has masses")
         view = self._full if view is None else view
         size = len(self.scopes.elements)
-        distribution = build(self.kernel.held.specification, self.parameters(plain, view))
+        specification, parameters = self.kernel.held.specification, self.parameters(plain, view)
         own = self._table[:, self.scopes.own : self.scopes.own + size].to(dtype=plain.dtype, device=plain.device)
         shape = (*self.kernel.held.shape, self.count)
-        log_prob: Tensor = distribution.log_prob(own.mT.reshape(shape)[None, None])
+        log_prob = site_log_density(specification, parameters, own.mT.reshape(shape)[None, None], given=True)
         full = log_prob.expand(log_prob.shape[0], len(view.rows), *shape)
         return full.reshape(*full.shape[:2], size, self.count)
 

@@ -19,54 +19,29 @@ from emfc.layers.batching import cast
 from emfc.layers.columns import Columns, direct
 from emfc.layers.elements import by_element
 from emfc.layers.kernel import Kernel, View
-from emfc.layers.normals import Term, normal_sum
+from emfc.layers.normal_groups import Term
+from emfc.layers.normals import normal_sum
 from emfc.layers.parameters import Parameters
 from emfc.layers.pieces import in_pieces
 from emfc.layers.plan import Plan
 from emfc.layers.readers import Environment, Picker, Reader
-from emfc.program.specification import build
-from emfc.special.precision import eager, wide
-from emfc.transforms import CDFTransform, NormalTransform, from_normal
-from emfc.transforms.affine import SupportedNormal
-from emfc.transforms.base import BroadcastNormal, IndependentNormal, sum_rightmost
+from emfc.layers.terms import site_log_density
+from emfc.special.precision import eager
 
-__all__ = ["LogDensity", "log_density"]
+__all__ = ["LogDensity"]
 
-_HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 _NORMAL = {("Normal", ("loc", "scale")), ("LogNormal", ("loc", "scale")), ("HalfNormal", ("scale",))}
 _GROUPS = 8  # of sites in a class that are evaluated apart
 _LEAST = 8  # sites in such a group, on average
 
 
-def log_density(transform: NormalTransform, value: Tensor) -> Tensor:
-    """Log density of a transform's draws at some values, -inf outside the support; event dimensions are summed."""
-    if isinstance(transform, IndependentNormal):
-        return sum_rightmost(log_density(transform.base, value), transform.dims)
-    if isinstance(transform, BroadcastNormal):
-        shape = transform.batch_shape + transform.event_shape
-        return log_density(transform.base, value.expand(torch.broadcast_shapes(value.shape, shape)))
-    if type(transform) is CDFTransform:
-        family, value = transform.family, wide(value)
-        if family.support_map.surely_contains(value):
-            return family.log_density(family.support_map.place(value))
-        return family.log_prob(value)
-    if type(transform) is SupportedNormal:
-        coordinate, stretch = transform.map.inverse_and_ladj(value)
-        return log_density(transform.core, coordinate) + stretch
-    noise, ladj = transform.inverse_and_ladj(value)
-    events = transform.domain.event_dim
-    if not events:
-        return torch.addcmul(ladj - _HALF_LOG_TWO_PI, noise, noise, value=-0.5)
-    count = math.prod(noise.shape[noise.ndim - events :])
-    return torch.add(ladj - count * _HALF_LOG_TWO_PI, sum_rightmost(noise * noise, events), alpha=-0.5)
-
-
 class _Class:
     """Some sites of a class: what of their slice is wanted, and how their density is found."""
 
-    def __init__(self, kernel: Kernel, view: View) -> None:
+    def __init__(self, kernel: Kernel, view: View, *, given: bool) -> None:
         self.kernel = kernel
         self.view = view
+        self.given = given
         held = kernel.held
         self.size = math.prod(held.shape) * len(view.rows)
         self.wanted = tuple(zip(held.slice.outputs, kernel.kinds, strict=True))
@@ -114,8 +89,8 @@ class _Class:
     def __call__(self, own: Tensor, values: Sequence[Tensor]) -> Tensor:
         """Log density of any other class, ``[B]``."""
         held = self.kernel.held
-        transform = from_normal(build(held.specification, dict(zip(held.paths, values, strict=True))))
-        return log_density(transform, own).flatten(1).sum(-1)
+        parameters = dict(zip(held.paths, values, strict=True))
+        return site_log_density(held.specification, parameters, own, given=self.given).flatten(1).sum(-1)
 
 
 def _views(kernel: Kernel) -> list[View]:
@@ -151,11 +126,12 @@ class _Sources:
 class _Step:
     """One class in a call: where its values are, the function of its slice, and where that reads.
 
-    A load is the number of a reading of sites or of virtual nodes, that of a parameter on its own, or else its reader.
+    A load is the number of a reading of sites, of data or of virtual nodes, that of a parameter on its own, or else its
+    reader.
     """
 
     held: _Class
-    own: int
+    own: tuple[str, int]
     call: Callable[..., Any]
     loads: tuple[tuple[str, Any, str], ...]
 
@@ -173,23 +149,40 @@ class _Step:
 class _Prepared:
     """All that a dtype settles."""
 
-    def __init__(self, plan: Plan, dtype: torch.dtype, *, together: bool) -> None:
-        kernels = [part for kernel in plan.ordinary for part in by_element(kernel)]
-        classes = [_Class(kernel, view) for kernel in kernels for view in _views(kernel)]
-        self.sources = {name: _Sources() for name in ("site", "parameter", "virtual")}
+    def __init__(
+        self,
+        plan: Plan,
+        dtype: torch.dtype,
+        *,
+        together: bool,
+        only: Callable[[Kernel], bool] | None,
+        split: int | None,
+    ) -> None:
+        self.split = plan.dim if split is None else split
+        chosen = plan.ordinary if only is None else tuple(kernel for kernel in plan.ordinary if only(kernel))
+        kernels = [part for kernel in chosen for part in by_element(kernel)]
+        classes = [
+            _Class(kernel, view, given=kernel.held.sites[0] in plan.given)
+            for kernel in kernels
+            for view in _views(kernel)
+        ]
+        self.sources = {name: _Sources() for name in ("site", "data", "parameter", "virtual")}
         base = plan.program.parameter_base
         self.places = {(held.start - base, held.size): number for number, held in enumerate(plan.program.parameters)}
         self.alone: dict[tuple[int, tuple[int, ...]], int] = {}
-        own = [self.sources["site"].add(held.view.own) for held in classes]
-        covering = len(own) if sum(held.size for held in classes) == plan.dim else 0
+        latent = [held for held in classes if split is None or not held.given]
+        own = {id(held): ("site", self.sources["site"].add(held.view.own)) for held in latent}
+        covering = len(own) if sum(held.size for held in latent) == self.split else 0
+        own |= {id(held): ("data", self._add(held.view.own, "data")) for held in classes if id(held) not in own}
         major: set[int] = set()
         steps = []
-        for held, place in zip(classes, own, strict=True):
+        for held in classes:
+            name, place = own[id(held)]
             function = held.kernel.code.function(held.wanted, 2, dtype)
             loads = tuple(self._load(held.view.readers[load]) for load in function.taken)
-            steps.append(_Step(held, place, function.call, loads))
+            steps.append(_Step(held, (name, place), function.call, loads))
             if function.joins:
-                sites = [place, *(source for name, source, _ in loads if name == "site")]
+                sites = [source for kind, source in [(name, place), *(load[:2] for load in loads)] if kind == "site"]
                 pickers = self.sources["site"].pickers
                 major.update(site for site in sites if pickers[site].positions.ndim == 2)
         self.steps = tuple(steps)
@@ -197,6 +190,7 @@ class _Prepared:
         self.columns = {
             name: Columns(self.sources[name].pickers) for name in ("parameter", "virtual") if self.sources[name].pickers
         }
+        self.data = Columns(self.sources["data"].pickers)
         self.whole = bool(self.columns) or any(not name for step in steps for name, _, _ in step.loads)
 
     def _load(self, reader: Reader) -> tuple[str, Any, str]:
@@ -208,21 +202,39 @@ class _Prepared:
         if name == "parameter" and place is not None:
             key = (place, (1, *picker.positions.shape))
             return "alone", self.alone.setdefault(key, len(self.alone)), reader.kind
-        return name, self.sources[name].add(picker), reader.kind
+        if name == "site" and picker.size and picker.positions.min() >= self.split:
+            name = "data"
+        return name, self._add(picker, name), reader.kind
+
+    def _add(self, picker: Picker, name: str) -> int:
+        """The number of a reading; data have columns of their own."""
+        return self.sources[name].add(Picker(picker.positions - self.split) if name == "data" else picker)
 
 
 class LogDensity:
     """Log density of examples, for plans without summed-out sites and calls without gates."""
 
-    def __init__(self, plan: Plan, *, chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        chunk: int | None = None,
+        only: Callable[[Kernel], bool] | None = None,
+        split: int | None = None,
+    ) -> None:
         """Prepare.
 
         Args:
             plan: The plan.
             chunk: How many sites of a class are evaluated at a time, and again for their gradients, so that what is
                 kept for the backward does not grow with their number; None for all at once.
+            only: Which classes count, where not all do.
+            split: Of a variational target, the number of columns before the data, where data are given apart; no class
+                may read both in one tensor, nor may a recurrence read data.
         """
         self.plan = plan
+        self.only = only
+        self.split = split
         self.chunk = chunk
         self._prepared: dict[torch.dtype, _Prepared] = {}
 
@@ -233,14 +245,24 @@ class LogDensity:
         """What is worked out once."""
         held = self._prepared.get(dtype)
         if held is None:
-            held = self._prepared[dtype] = _Prepared(self.plan, dtype, together=self.chunk is None)
+            held = self._prepared[dtype] = _Prepared(
+                self.plan, dtype, together=self.chunk is None, only=self.only, split=self.split
+            )
         return held
 
-    def __call__(self, values: Tensor, parameters: Parameters) -> Tensor:
-        """Log density ``[B]`` of examples ``[B, D]`` where every site is inside its support; elsewhere not finite."""
+    def __call__(self, values: Tensor, parameters: Parameters, data: Tensor | None = None) -> Tensor:
+        """Log density ``[B]`` of examples ``[B, D]`` where every site is inside its support; elsewhere not finite.
+
+        Args:
+            values: The examples.
+            parameters: The program's parameters.
+            data: Where they are apart, the data ``[B or 1, O]``.
+        """
         dtype = values.dtype
         prepared = self.prepared(dtype)
         read = {"site": prepared.values(values)}
+        if data is not None:
+            read["data"] = prepared.data(data)
         constrained = parameters.constrained
         read["alone"] = tuple(constrained[place].reshape(shape) for place, shape in prepared.alone)
         environment: Environment | None = None
@@ -260,7 +282,7 @@ class LogDensity:
             for name, source, kind in step.loads:
                 value = read[name][source] if name else source(environment)
                 arguments.append(value if kind == "float" else cast(value, kind, dtype))
-            held, own = step.held, read["site"][step.own]
+            held, own = step.held, read[step.own[0]][step.own[1]]
             if self.chunk is not None and self.chunk < own.shape[1]:
                 parts.append(in_pieces(step.alone, own, arguments, self.chunk))
                 continue
@@ -271,10 +293,13 @@ class LogDensity:
             if part is not None:
                 parts.append(part)
             terms.append(held.term)
-            tensors += held.difference(own, step.call(*arguments))
+            difference, scale = held.difference(own, step.call(*arguments))
+            if len(difference) != len(values):  # data that no latent value is taken from
+                difference = difference.expand(len(values), *difference.shape[1:])
+            tensors += (difference, scale)
         if terms:
             parts.append(normal_sum(terms, tensors, direct=values.is_cpu and direct()))
-        total = parts[0]
+        total = parts[0] if parts else values.new_zeros(len(values))
         for part in parts[1:]:
             total = total + part
-        return total
+        return total if data is None else total.expand(len(values))

@@ -18,7 +18,7 @@ from emfc.layers.schedule import Nodes, Stage
 from emfc.layers.straight import Prepared, Straight
 from emfc.program.ir import Addresses
 from emfc.program.specification import build
-from emfc.transforms import from_normal, gated
+from emfc.transforms import from_normal
 
 __all__ = ["Loop"]
 
@@ -39,10 +39,10 @@ class _Member:
         addresses = self.kernel.held.addresses
         ignored = {place: np.zeros_like(addresses[place][:1]) for place in self.varying}
         self.view = rows_view(nodes, number, np.concatenate(rows), layout, ignored)
-        self._codes: dict[bool, Straight] = {}
-        self.code(gated=False)
+        self._codes: dict[str | None, Straight] = {}
+        self.code(gated=None)
 
-    def code(self, *, gated: bool) -> Straight:
+    def code(self, *, gated: str | None) -> Straight:
         held = self._codes.get(gated)
         if held is None:
             held = self._codes[gated] = Straight(
@@ -56,15 +56,17 @@ class _Run:
 
     def __init__(self, member: _Member, drawn: Drawn, environment: Environment) -> None:
         self.member, self.drawn = member, drawn
-        held = drawn.gates.values
-        self.gate = None if held is None or member.virtual else member.view.noise(held)[None]
-        self.code = member.code(gated=self.gate is not None)
+        plain = drawn.gates.values is None or member.virtual
+        self.gate = None if plain else drawn.gates.pick(member.view.noise)
+        self.added: Tensor | None = None
+        self.code = member.code(gated=None if self.gate is None else drawn.gates.form)
         self.noise = None if member.virtual else drawn.noise_of(member.view.noise)
         self.values = self._invariants(environment)
         self.scale: Tensor | None = None
         if self.code.scale is not None:
-            scale = self.values[self.code.scale]
-            self.scale = scale if self.gate is None else 1 + self.gate * (scale - 1)
+            self.scale = self.values[self.code.scale]
+            if self.gate is not None:
+                self.gate, self.added, self.scale = drawn.gates.normal(self.scale, self.gate)
         self.scales: list[Tensor] = []
         function = self.code.function(environment.dtype).call
         prepared = [self._prepared(item, environment) for item in self.code.prepared]
@@ -88,7 +90,9 @@ class _Run:
             return torch.full((1,) * rank, item.constant, dtype=environment.dtype, device=environment.device)
         if item.kind == "noise":
             noise = self._noise()
-            return noise if self.scale is None else self.scale * noise
+            if self.scale is None:
+                return noise
+            return self.scale * noise if self.added is None else torch.addcmul(self.added, self.scale, noise)
         if self.gate is None:
             raise RuntimeError("a layer without gates has none to hand over")
         return self.gate if item.kind == "gate" else 1 - self.gate
@@ -135,7 +139,7 @@ class _Run:
             parameters = dict(zip(held.paths, function(*read, *next(rows)), strict=True))
             transform = from_normal(build(held.specification, parameters))
             if gates is not None:
-                transform = gated(transform, next(gates))
+                transform = self.drawn.gates.opened(transform, next(gates))
             value, ladj = transform.call_and_ladj(next(noises))
             self.drawn.add(ladj)
             return value
@@ -182,7 +186,7 @@ class Loop:
         self._members = {number: _Member(nodes, number, rows[number], stage, layout) for number in stage.numbers}
         finder = Fetches(nodes, stage.groups, layout, self._lead)
         found = {
-            number: [finder.of(number, place, rows[number]) for place in member.code(gated=False).varying]
+            number: [finder.of(number, place, rows[number]) for place in member.code(gated=None).varying]
             for number, member in self._members.items()
         }
         columns = {number: zip(*held, strict=True) for number, held in found.items()}

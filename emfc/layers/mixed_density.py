@@ -15,10 +15,10 @@ __all__ = ["MixedLogDensity"]
 class MixedLogDensity:
     """Log density of the ordinary classes, and that of all mixtures together by filtering."""
 
-    def __init__(self, plan: Plan, held: Filter) -> None:
+    def __init__(self, plan: Plan, held: Filter, ordinary: LogDensity | None = None) -> None:
         self._plan = plan
         self._filter = held
-        self._ordinary = LogDensity(plan) if plan.ordinary else None
+        self._ordinary = (ordinary or LogDensity(plan)) if plan.ordinary else None
 
     def __call__(self, values: Tensor, parameters: Parameters) -> Tensor:
         """Log density ``[B]`` of examples ``[B, D]`` where every site is inside its support; elsewhere not finite."""

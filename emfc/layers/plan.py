@@ -43,6 +43,7 @@ class Plan:
         recurrences: Makes what computes the values of the virtual nodes of a plan.
         node_parents: For each node the nodes that its slice reads.
         log: What each pass did, in words.
+        given: Of a variational target, the sites whose values are data; they stand behind the others in an example.
     """
 
     program: Program
@@ -58,6 +59,7 @@ class Plan:
     recurrences: Callable[[Plan], Evaluate]
     node_parents: tuple[tuple[int, ...], ...]
     log: tuple[str, ...]
+    given: frozenset[int] = frozenset()
 
     @cached_property
     def dim(self) -> int:

@@ -21,33 +21,44 @@ from emfc.program.ir import Addresses, Program, SiteRecord
 __all__ = ["make_plan"]
 
 
-def make_plan(program: Program, *, optimize: bool = True, passes: Collection[str] | None = None) -> Plan:
+def make_plan(
+    program: Program,
+    *,
+    optimize: bool = True,
+    passes: Collection[str] | None = None,
+    data: Collection[int] | None = None,
+) -> Plan:
     """Run the passes over a program.
 
     Args:
         program: What the front end wrote down.
         optimize: False keeps every site apart: the reference that the optimised plan must equal.
         passes: Names out of `PASSES` of those that run, where not all should.
+        data: Of a variational target, the indices of the sites that are given; they stand behind the others in an
+            example. Such a plan is for densities only.
 
     Raises:
         CompileError: A discrete site cannot be summed out, or the program changes its log density outside its sites.
     """
-    _check_adjustments(program)
+    if data is None:
+        _check_adjustments(program)
     chosen = () if not optimize else PASSES if passes is None else tuple(passes)
     sliced = run_passes(program, chosen)
     program, slices = sliced.program, sliced.slices
     site_parents = [tuple(node for node in held if node < len(program.sites)) for held in sliced.parents][: len(slices)]
-    populations = marginalise(program, site_parents)
+    populations = marginalise(program, site_parents, data or ())
     summed = set(populations.sites)
     example = tuple(
         index for index, site in enumerate(program.sites) if not site.observed and index not in summed and site.size
     )
-    if not example:
+    if not set(example).difference(data or ()):
         raise CompileError(
             "E-DISCRETE",
             "nothing is left of the program once its discrete sites are summed out",
             advice="a layer needs at least one site that no observed site alone reads",
         )
+    if data:
+        example = tuple(sorted(example, key=lambda index: index in data))
     columns = np.full(program.instruction_base - program.site_base, -1, dtype=np.int64)
     position = 0
     for index in example:
@@ -62,15 +73,15 @@ def make_plan(program: Program, *, optimize: bool = True, passes: Collection[str
     ends = itertools.accumulate((program.sites[index].noise_size for index in example), initial=0)
     noise = dict(zip(example, ends, strict=False))
     kernels, observed = [], []
-    site_classes = classify(program, slices, summed=summed, merge="classify" in chosen)
+    site_classes = classify(program, slices, summed=summed, given=data or (), merge="classify" in chosen)
     for number, held in enumerate(site_classes):
         first = held.sites[0]
         own = _own(program.sites, held.sites, layout)
         sources = _grid([noise.get(index, 0) for index in held.sites], held.noise_shape)
         mixed = any(parent in summed for parent in site_parents[first])
         kernel = Kernel(held, layout, own, sources, number=number, mixed=mixed, emitted=optimize)
-        if program.sites[first].observed:
-            if program.sites[first].specification.family != "Factor":
+        if program.sites[first].observed and (data is None or not mixed):
+            if held.paths or program.sites[first].specification.family != "Factor":
                 observed.append(kernel)
         elif program.sites[first].size:
             kernels.append(kernel)
@@ -103,6 +114,7 @@ def make_plan(program: Program, *, optimize: bool = True, passes: Collection[str
         stages=tuple(tuple(range(end, end + len(stage))) for end, stage in zip(ends, stages, strict=False)),
         node_parents=sliced.parents,
         log=tuple(log),
+        given=frozenset(data or ()),
     )
 
 
@@ -150,5 +162,5 @@ def _check_adjustments(program: Program) -> None:
             site=site.name,
             location=site.location,
             source=site.source,
-            advice="drop it here; in a variational target it counts",
+            advice="drop it here; a guide (emfc.EMFGuide, emfc.infer) counts it",
         )

@@ -52,6 +52,8 @@ class Picker:
 
     Attributes:
         positions: The columns.
+        shape: Of the index array, as numbers that a compiled program reads.
+        size: How many columns.
         start: First column of a regular pattern.
         step: Distance of its columns; 0 where there is no such pattern.
         outer: Distance of its rows where each row is a run of `width` neighbours; 0 where there is no such pattern.
@@ -63,8 +65,11 @@ class Picker:
     step: int = 0
     outer: int = 0
     width: int = 1
+    shape: tuple[int, ...] = field(init=False)
+    size: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.shape, self.size = self.positions.shape, self.positions.size
         flat = self.positions.reshape(-1)
         steps = np.unique(np.diff(flat))
         if flat.size == 1:
@@ -80,22 +85,25 @@ class Picker:
     def __call__(self, matrix: Tensor) -> Tensor:
         """``[*, W]`` -> ``[*, *positions.shape]``."""
         if self.step:
-            size = self.positions.size
+            size = self.size
             if self.step == 1:
                 taken = matrix if size == matrix.shape[-1] else matrix.narrow(-1, self.start, size)
             else:
                 taken = matrix[..., self.start : self.start + self.step * (size - 1) + 1 : self.step]
-            if self.positions.ndim < 2:
-                return taken if self.positions.ndim else taken.squeeze(-1)
-            shaped: Tensor = taken.unflatten(-1, self.positions.shape)
+            if len(self.shape) < 2:
+                return taken if self.shape else taken.squeeze(-1)
+            shaped: Tensor = taken.unflatten(-1, self.shape)
             return shaped
-        shape = matrix.shape[:-1] + self.positions.shape
+        shape = matrix.shape[:-1] + self.shape
         if self.outer:
             return self._rows(matrix).reshape(shape)
-        return matrix.index_select(-1, self._index(matrix.device)).reshape(shape)
+        index = self._index(matrix.device)
+        if matrix.dtype == torch.float64 and matrix.is_cpu and eager():  # where selection has no fast way
+            return matrix.gather(-1, index.expand(*matrix.shape[:-1], -1)).reshape(shape)
+        return matrix.index_select(-1, index).reshape(shape)
 
     def _rows(self, matrix: Tensor) -> Tensor:
-        span = self.outer * (len(self.positions) - 1) + self.width
+        span = self.outer * (self.shape[0] - 1) + self.width
         rows: Tensor = matrix.narrow(-1, self.start, span).unfold(-1, self.width, self.outer)
         return rows
 
@@ -116,7 +124,7 @@ class Picker:
             add: Add to what is there; otherwise the columns must differ.
         """
         if self.step:
-            size = self.positions.size
+            size = self.size
             if self.step == 1:
                 target = matrix.narrow(-1, self.start, size)
             else:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-import networkx
 import numpy as np
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from emfc.layers.kernel import Kernel
 from emfc.layers.latents import Gates
 from emfc.layers.plan import Plan
 from emfc.layers.readers import Environment, Picker
-from emfc.layers.schedule import Nodes, Stage
+from emfc.layers.schedule import Nodes, Stage, components
 from emfc.layers.steps import Steps
 from emfc.passes.classify import SiteClass
 from emfc.special.precision import eager
@@ -37,12 +36,10 @@ def stage_order(classes: Sequence[SiteClass], parents: Sequence[Sequence[int]]) 
         parents: For every node of the program the nodes that it reads.
     """
     owners = {node: place for place, held in enumerate(classes) for node in held.sites}
-    graph = networkx.DiGraph()
-    graph.add_nodes_from(range(len(classes)))
-    for node, place in owners.items():
-        graph.add_edges_from((owners[parent], place) for parent in parents[node] if parent in owners)
-    stages = networkx.condensation(graph)
-    ordered = [sorted(stages.nodes[stage]["members"]) for stage in networkx.lexicographical_topological_sort(stages)]
+    edges = [
+        {owners[parent] for node in held.sites for parent in parents[node] if parent in owners} for held in classes
+    ]
+    ordered = components(edges)
     return ordered if len(ordered) <= _MANY else [list(range(len(classes)))]
 
 

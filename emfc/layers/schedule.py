@@ -6,10 +6,11 @@ rows are drawn level by level; a class that does not feed itself is drawn in one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import networkx
 import numpy as np
 import numpy.typing as npt
 
@@ -134,52 +135,13 @@ def schedule(nodes: Nodes) -> tuple[Stage, ...]:
     return tuple(stages)
 
 
-def components(edges: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Strongly connected components of a graph given by the predecessors of each node, predecessors first.
-
-    Source: R. Tarjan, "Depth-first search and linear graph algorithms", 1972, with a stack in place of recursion.
-    """
-    index = [-1] * len(edges)
-    low = [0] * len(edges)
-    held: list[int] = []
-    inside = [False] * len(edges)
-    found: list[list[int]] = []
-    count = 0
-    for root in range(len(edges)):
-        if index[root] >= 0:
-            continue
-        work = [(root, 0)]
-        while work:
-            node, place = work.pop()
-            if place == 0:
-                index[node] = low[node] = count
-                count += 1
-                held.append(node)
-                inside[node] = True
-            descended = False
-            for position in range(place, len(edges[node])):
-                other = edges[node][position]
-                if index[other] < 0:
-                    work.append((node, position + 1))
-                    work.append((other, 0))
-                    descended = True
-                    break
-                if inside[other]:
-                    low[node] = min(low[node], index[other])
-            if descended:
-                continue
-            if low[node] == index[node]:
-                component = []
-                while True:
-                    other = held.pop()
-                    inside[other] = False
-                    component.append(other)
-                    if other == node:
-                        break
-                found.append(component)
-            if work:
-                low[work[-1][0]] = min(low[work[-1][0]], low[node])
-    return found
+def components(edges: Sequence[Collection[int]]) -> list[list[int]]:
+    """Strongly connected components of a graph given by the predecessors of each node, predecessors first."""
+    graph = networkx.DiGraph()
+    graph.add_nodes_from(range(len(edges)))
+    graph.add_edges_from((other, node) for node, held in enumerate(edges) for other in held)
+    whole = networkx.condensation(graph)
+    return [sorted(whole.nodes[part]["members"]) for part in networkx.lexicographical_topological_sort(whole)]
 
 
 def row_edges(nodes: Nodes, numbers: Sequence[int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], Addresses]:

@@ -54,7 +54,9 @@ class Straight:
         scale: Number of the slice's scale where a Normal's scale is known before the loop.
     """
 
-    def __init__(self, kernel: Kernel, varying: Collection[int], lead: int, *, virtual: bool, gated: bool) -> None:
+    def __init__(
+        self, kernel: Kernel, varying: Collection[int], lead: int, *, virtual: bool, gated: str | None
+    ) -> None:
         """Write the code.
 
         Args:
@@ -62,11 +64,13 @@ class Straight:
             varying: Positions of the loads that read values of the loop.
             lead: Leading batch dimensions of a row's values: 1, or 2 where rows are drawn together.
             virtual: Whether the nodes are virtual.
-            gated: Whether the layer has gates.
+            gated: The form of the layer's gates, None where it has none.
         """
         self.kernel, self.lead = kernel, lead
         self._held = kernel.held.slice
-        self._inside = self._dependent(set(varying))
+        held = zip(self._held.numbers, self._held.values, strict=True)
+        numbers = [number for number, value in held if isinstance(value, Load)]
+        self._inside = self._held.dependent([numbers[place] for place in varying])
         self._values: list[Value] = []
         self._numbers: list[int] = []
         self._next = self._held.numbers[-1] + 64
@@ -80,7 +84,9 @@ class Straight:
         wanted: list[tuple[int, str]]
         if virtual:
             wanted = [self._output(number, kind) for number, kind in zip(outputs.values(), kernel.kinds, strict=True)]
-        elif kernel.held.specification.family == "Normal":
+        elif kernel.held.specification.family == "Normal" and (
+            gated in (None, "value", "parameter") or outputs["scale"] not in self._inside
+        ):
             wanted = [(number, "float") for number in self._normal(outputs["loc"], outputs["scale"], gated=gated)]
         else:
             self.results = ("parameters",)
@@ -109,19 +115,6 @@ class Straight:
         return self._kinds[number]
 
     # ------------------------------------------------------------------ what is inside the loop
-
-    def _dependent(self, varying: set[int]) -> set[int]:
-        """Numbers of the values that depend on some loads, these included."""
-        found: set[int] = set()
-        place = -1
-        for number, value in zip(self._held.numbers, self._held.values, strict=True):
-            if isinstance(value, Load):
-                place += 1
-                if place in varying:
-                    found.add(number)
-            elif not found.isdisjoint(value.inputs):
-                found.update(range(number, number + (len(value.shapes) if isinstance(value, Step) else 1)))
-        return found
 
     def _copy(self, varying: set[int]) -> dict[int, int]:
         """Put the values inside the loop down again, with what is outside as loads; numbers of the varying loads."""
@@ -193,27 +186,36 @@ class Straight:
 
     # ------------------------------------------------------------------ the draw of a Normal
 
-    def _normal(self, loc: int, scale: int, *, gated: bool) -> list[int]:
-        """loc + scale e, or with a gate g: g loc + (g scale + 1 - g) e."""
+    def _normal(self, loc: int, scale: int, *, gated: str | None) -> list[int]:
+        """loc + scale e, or with a gate g: g loc + (g scale + 1 - g) e, or loc + scale ** g (e - (1 - g) loc).
+
+        Where the scale is known before the loop, the gate that is handed over is what multiplies the location.
+        """
         shape = self.kernel.held.shape
         rank = len(shape)
         mean = self._input(loc, "float", rank)
         noise = self._take(Prepared("noise"), shape)
-        if gated:
+        inside = scale in self._inside
+        if gated == "parameter" and inside:
+            scale = self._arithmetic("pow", scale, self._take(Prepared("gate"), shape), shape, "Tensor_Tensor")
+            pull = self._arithmetic("mul", self._take(Prepared("closed"), shape), scale, shape)
+            one = self._take(Prepared("number", constant=1.0), (1,) * rank)
+            mean = self._arithmetic("mul", self._arithmetic("sub", one, pull, shape), mean, shape)
+        elif gated:
             mean = self._arithmetic("mul", self._take(Prepared("gate"), shape), mean, shape)
-        if scale not in self._inside:
+        if not inside:
             self.scale = scale
             return [self._arithmetic("add", mean, noise, shape)]
         self.results = ("value", "scale")
-        if gated:
+        if gated == "value":
             opened = self._arithmetic("mul", self._take(Prepared("gate"), shape), scale, shape)
             scale = self._arithmetic("add", opened, self._take(Prepared("closed"), shape), shape)
         spread = self._arithmetic("mul", scale, noise, shape)
         return [self._arithmetic("add", mean, spread, shape), scale]
 
-    def _arithmetic(self, name: str, left: int, right: int, shape: tuple[int, ...]) -> int:
+    def _arithmetic(self, name: str, left: int, right: int, shape: tuple[int, ...], overload: str = "Tensor") -> int:
         step = Step(
-            f"{name}.Tensor", (Ref(0), Ref(1)), (), (left, right), ("float", "float"), (shape,), ("float",), True
+            f"{name}.{overload}", (Ref(0), Ref(1)), (), (left, right), ("float", "float"), (shape,), ("float",), True
         )
         number = self._next
         self._next += 1

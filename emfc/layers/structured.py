@@ -19,6 +19,7 @@ from emfc.layers.density import Density
 from emfc.layers.drawing import Drawing
 from emfc.layers.explanation import explain
 from emfc.layers.kernel import Kernel
+from emfc.layers.latents import OPEN, Gates
 from emfc.layers.packing import Packing
 from emfc.layers.parameters import Parameters
 from emfc.layers.plan import Plan
@@ -41,6 +42,8 @@ class StructuredLayer(nn.Module):
         program: What the front end wrote down, or what was loaded.
         gate: ``None``, ``"site"`` (one learned gate per site) or ``"element"``. A gate at 1 is the program, at 0 the
             identity followed by the support's constraint map; gates start nearly open.
+        gate_form: What a gate acts on: ``"value"``, or ``"parameter"`` for location and scale of the sites that have
+            these (`emfc.transforms.parameter_gates`).
         optimize: False evaluates site by site: the reference that the optimised layer equals.
         passes: Names of the passes that run, where not all should: out of fold, common, dead, recurrences, classify.
         compile: Whether log densities run under `torch.compile`, which pays after some hundred evaluations.
@@ -57,6 +60,7 @@ class StructuredLayer(nn.Module):
         program: Program,
         *,
         gate: str | None = None,
+        gate_form: str = "value",
         optimize: bool = True,
         passes: Collection[str] | None = None,
         compile: bool = False,
@@ -65,12 +69,15 @@ class StructuredLayer(nn.Module):
         super().__init__()
         if gate not in (None, "site", "element"):
             raise UserError(f"gate must be None, 'site' or 'element', not {gate!r}")
+        if gate_form not in ("value", "parameter"):
+            raise UserError(f"gate_form must be 'value' or 'parameter', not {gate_form!r}")
         if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
             raise UserError(f"chunk is a number of sites, 1 or more, or None for all; not {chunk!r}")
         if not optimize and (passes is not None or compile or chunk is not None):
             raise UserError("optimize=False is the plain reference; it takes neither passes nor compile nor chunk")
         self.program = program
         self.gate = gate
+        self.gate_form = gate_form
         self.optimize = optimize
         if gate and (compile or chunk is not None):
             raise UserError("compile and chunk are for layers without gates, whose density needs no noise")
@@ -86,9 +93,9 @@ class StructuredLayer(nn.Module):
         self.packing = Packing(self.plan)
         dtype = getattr(torch, program.dtype)
         self._constraints = [constraint_from_data(parameter.constraint) for parameter in program.parameters]
-        self._transforms = [
+        self._transforms = tuple(
             None if constraint is constraints.real else transform_to(constraint) for constraint in self._constraints
-        ]
+        )
         self.unconstrained = nn.ParameterList()
         for parameter, constraint in zip(program.parameters, self._constraints, strict=True):
             start = transform_to(constraint).inv(parameter.initial.to(dtype))
@@ -137,8 +144,8 @@ class StructuredLayer(nn.Module):
 
     def parameters_like(self, like: Tensor) -> Parameters:
         """All program parameters, constrained, in the dtype and device of `like`."""
-        held = [value for value in self.unconstrained._parameters.values() if value is not None]
-        return Parameters(held, self._transforms, like)
+        held = self._modules["unconstrained"]._parameters.values()  # type: ignore[union-attr]
+        return Parameters([value for value in held if value is not None], self._transforms, like)
 
     def flat_parameters(self, like: Tensor) -> Tensor:
         """All program parameters, constrained and flat ``[P]``, in the dtype and device of `like`."""
@@ -176,10 +183,13 @@ class StructuredLayer(nn.Module):
                 target.copy_(transform_to(constraint).inv(value))
 
     def _element_gates(self) -> Tensor | None:
-        if self.gate_logits is None:
+        if self.gate is None or self.gate_logits is None:
             return None
         gates = self.gate_logits.sigmoid()
         return gates[self._owners] if self.gate == "site" else gates
+
+    def _gates(self) -> Gates:
+        return OPEN if self.gate is None else Gates(self._element_gates(), self.gate_form)
 
     def gate_values(self) -> dict[str, Tensor]:
         """Gate of each site in [0, 1]: a number, or an array in the shape of the site's noise for ``gate="element"``.

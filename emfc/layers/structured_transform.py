@@ -36,6 +36,10 @@ class StructuredTransform(LadjTransform):
         super().__init__()
         self.layer = layer
 
+    def gates(self) -> Gates:
+        """The gates of a call."""
+        return self.layer._gates()
+
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Examples and log-Jacobian of noise."""
         return self._run(self.layer._sampling, self._flat_noise(x), x.shape[:-1])
@@ -44,7 +48,7 @@ class StructuredTransform(LadjTransform):
         layer, flat = self.layer, self._flat_noise(x)
         if not isinstance(layer._sampling, Drawing):
             return self.call_and_ladj(x)[0]
-        values = layer._sampling.values(flat, layer.flat_parameters(flat), Gates(layer._element_gates()))
+        values = layer._sampling.values(flat, layer.flat_parameters(flat), self.gates())
         return values.reshape(*x.shape[:-1], layer.dim)
 
     def _flat_noise(self, noise: Tensor) -> Tensor:
@@ -63,7 +67,7 @@ class StructuredTransform(LadjTransform):
         .. math:: \sum_j \log \phi(e_j) + \log |\det \partial e / \partial x|
         """
         layer, flat = self.layer, self.layer._flat(y)
-        total = layer._density.log_prob(flat, layer.parameters_like(flat), Gates(layer._element_gates()))
+        total = layer._density.log_prob(flat, layer.parameters_like(flat), self.gates())
         return total if y.ndim == 2 else total.reshape(y.shape[:-1])
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:
@@ -77,5 +81,5 @@ class StructuredTransform(LadjTransform):
     def _run(self, direction: Any, flat: Tensor, batch: torch.Size) -> tuple[Tensor, Tensor]:
         layer = self.layer
         parameters = layer.flat_parameters(flat)
-        result, ladj = direction(flat, parameters, Gates(layer._element_gates()))
+        result, ladj = direction(flat, parameters, self.gates())
         return result.reshape(*batch, result.shape[-1]), ladj.reshape(batch)

@@ -144,6 +144,8 @@ class Supports:
         """What kernels read; without the virtual nodes where these cannot be computed."""
         try:
             return self.plan.environment(values, parameters)
+        except torch.OutOfMemoryError:
+            raise
         except UNCOMPUTABLE:
             return Environment(values, parameters)
 
@@ -151,6 +153,8 @@ class Supports:
         """Mark the elements of a class that lie outside; False where its support cannot be computed."""
         try:
             constraint = _scalar(self.at(kernel, environment).codomain)
+        except torch.OutOfMemoryError:
+            raise
         except UNCOMPUTABLE:
             return False
         columns = torch.as_tensor(kernel.own.reshape(-1), device=values.device)

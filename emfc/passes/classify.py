@@ -99,7 +99,12 @@ def slice_virtuals(program: Program, virtuals: Sequence[Virtual], table: OutputT
 
 
 def classify(
-    program: Program, slices: list[Slice], *, summed: Collection[int] = (), merge: bool = True
+    program: Program,
+    slices: list[Slice],
+    *,
+    summed: Collection[int] = (),
+    given: Collection[int] = (),
+    merge: bool = True,
 ) -> list[SiteClass]:
     """Group isomorphic sites.
 
@@ -107,6 +112,7 @@ def classify(
         program: The program.
         slices: The result of `slice_sites`.
         summed: Indices of the sites that are summed out; they never share a class with others.
+        given: Indices of the sites whose values are data; nor do they.
         merge: False keeps every site a class of its own: the reference that merging must equal.
     """
     latents = np.array(
@@ -116,7 +122,12 @@ def classify(
     levels = [level_count(site) for site in map(program.sites.__getitem__, sorted(summed)) for _ in range(site.size)]
     groups: dict[Hashable, list[int]] = {}
     for index, (site, held) in enumerate(zip(program.sites, slices, strict=True)):
-        key = (index in summed, latent_pattern(held, latents, levels), _key(program, site, held, latents))
+        key = (
+            index in summed,
+            index in given,
+            latent_pattern(held, latents, levels),
+            _key(program, site, held, latents),
+        )
         groups.setdefault(key if merge else index, []).append(index)
     return [_merge(program, slices, members) for members in groups.values()]
 

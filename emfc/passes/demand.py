@@ -118,11 +118,6 @@ class Demand:
                 heapq.heappush(self._pending, -index)
             masks[output][flat[chosen] - self.starts[place]] = True
 
-    def _zero(self, addresses: Addresses) -> Mask:
-        constants = self.program.constant_values
-        constant = addresses < len(constants)
-        return np.asarray(constant & (constants[np.where(constant, addresses, 0)] == 0))
-
     def _narrow(self, instruction: Instruction, needed: list[Mask]) -> list[Addresses]:
         """Operand addresses of an instruction once only its needed elements are computed."""
         if is_pointwise(instruction):
@@ -139,7 +134,7 @@ class Demand:
         masks = demands(
             instruction,
             [mask.reshape(output.shape) for mask, output in zip(needed, instruction.outputs, strict=True)],
-            self._zero,
+            self.program.is_zero,
         )
         return [
             operand.addresses if mask.all() else np.where(mask, operand.addresses, 0)

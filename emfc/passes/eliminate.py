@@ -125,11 +125,14 @@ def eliminate(program: Program, populations: Populations, classes: Mapping[int, 
 
 def _events(program: Program, held: SiteClass, number: int, scopes: Scopes, slots: Slots) -> Iterable[Event]:
     size = len(scopes.elements)
+    observed = program.sites[held.sites[0]].observed  # a term of a variational target, which has no address
     for row, index in enumerate(held.sites):
         start, latents = program.sites[index].start, scopes.latents[row].tolist()
+        if observed:
+            start = int(program.addresses_before[index])
         for place, element in enumerate(scopes.elements):
             yield Event(
-                address=start + place,
+                address=start if observed else start + place,
                 kernel=number,
                 position=row * size + place,
                 scope=tuple(latents[local] for local in element),

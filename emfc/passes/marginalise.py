@@ -6,6 +6,7 @@ read is summed out, and every site that reads one becomes a mixture; `emfc.passe
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,13 +35,18 @@ class Populations:
     readers: tuple[int, ...]
 
 
-def marginalise(program: Program, site_parents: list[tuple[int, ...]]) -> Populations:
+def marginalise(program: Program, site_parents: list[tuple[int, ...]], given: Collection[int] = ()) -> Populations:
     """Choose the sites to sum out.
+
+    Args:
+        program: The program.
+        site_parents: For each site the sites that its parameters read.
+        given: Indices of the sites whose values are data.
 
     Raises:
         CompileError: A discrete site that others read has infinitely many levels (E-DISCRETE).
     """
-    read = sorted({parent for held in site_parents for parent in held if program.sites[parent].discrete})
+    read = sorted({parent for held in site_parents for parent in held if program.sites[parent].discrete} - set(given))
     summed = set(read)
     levels: list[int] = []
     starts: list[Addresses] = [np.zeros(0, dtype=np.int64)]

@@ -155,7 +155,7 @@ class _Ancestry:
 
     def _patterns(self, instruction: Instruction) -> list[_Pattern]:
         """For each operand the pairs (output element, operand element) that depend on each other, by output."""
-        zeros = [self._zero(operand.addresses) for operand in instruction.operands]
+        zeros = [self.program.is_zero(operand.addresses) for operand in instruction.operands]
         key = (
             instruction.operation,
             repr(instruction.arguments),
@@ -173,7 +173,9 @@ class _Ancestry:
                     held.reshape(output.shape)
                     for held, output in zip(np.split(flat, ends), instruction.outputs, strict=True)
                 ]
-                for (outputs, inputs), mask in zip(pairs, demands(instruction, masks, self._zero), strict=True):
+                for (outputs, inputs), mask in zip(
+                    pairs, demands(instruction, masks, self.program.is_zero), strict=True
+                ):
                     found = np.flatnonzero(mask).tolist()
                     outputs.extend([element] * len(found))
                     inputs.extend(found)
@@ -181,8 +183,3 @@ class _Ancestry:
                 (np.array(outputs, dtype=np.int64), np.array(inputs, dtype=np.int64)) for outputs, inputs in pairs
             ]
         return self.patterns[key]
-
-    def _zero(self, addresses: Addresses) -> npt.NDArray[np.bool_]:
-        constants = self.program.constant_values
-        constant = addresses < len(constants)
-        return np.asarray(constant & (constants[np.where(constant, addresses, 0)] == 0))

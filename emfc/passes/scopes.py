@@ -53,9 +53,12 @@ class Scopes:
 
 def level_count(site: SiteRecord) -> int | None:
     """How many levels an element of a discrete site has; None where that is not known or not finite."""
-    if site.specification.family == "Categorical":
-        return int(site.specification.parameters["logits"].shape[-1])
-    return 2 if site.specification.family == "Bernoulli" else None
+    held = site.specification
+    if held.family == "Adjusted":
+        held = held.children["base"]
+    if held.family == "Categorical":
+        return int(held.parameters["logits"].shape[-1])
+    return 2 if held.family == "Bernoulli" else None
 
 
 def latent_pattern(held: Slice, latents: Addresses, levels: Sequence[int | None]) -> tuple[Any, ...]:

@@ -9,7 +9,7 @@ true dependencies.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,14 @@ class Slice:
 
     def loads(self) -> list[Load]:
         return [value for value in self.values if isinstance(value, Load)]
+
+    def dependent(self, loads: Collection[int]) -> set[int]:
+        """Numbers of the values that depend on some loads, these included."""
+        found = set(loads)
+        for number, value in zip(self.numbers, self.values, strict=True):
+            if not isinstance(value, Load) and not found.isdisjoint(value.inputs):
+                found.update(range(number, number + (len(value.shapes) if isinstance(value, Step) else 1)))
+        return found
 
 
 class _Slicer:

@@ -39,7 +39,7 @@ class CompileError(ValueError):
     def __init__(
         self,
         code: str,
-        reason: str,
+        reason: str = "",
         *,
         site: str | None = None,
         location: str | None = None,
@@ -52,7 +52,9 @@ class CompileError(ValueError):
         self.location = location
         self.source = source
         self.advice = advice
-        super().__init__(self._message())
+        if not reason:  # a whole message: Pyro makes errors again with more text
+            self.code, _, self.reason = code.partition(": ")
+        super().__init__(self._message() if reason else code)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (self.code, self.reason, self.site, self.location, self.source, self.advice)

@@ -26,17 +26,17 @@ from emfc.program.messenger import ProgramMessenger, RawSite
 from emfc.program.recorder import Recorder
 from emfc.program.specification import Description, support_text
 
-__all__ = ["finish"]
+__all__ = ["finish", "live_instructions", "read_addresses"]
 
 
 def finish(recorder: Recorder, messenger: ProgramMessenger, starts: Mapping[str, int]) -> Program:
     """Renumber addresses into the program's value space and drop what nothing needs."""
     shadow = recorder.shadow
-    live = _live_instructions(recorder, messenger)
+    live = live_instructions(recorder, messenger)
     translation = np.zeros(shadow.size, dtype=np.int64)
     constants: list[Tensor] = []
     position = 0
-    read = _read_addresses(recorder, messenger, live)
+    read = read_addresses(recorder, messenger, live)
     for start, size, kind, index in shadow.segments:
         if kind == "constant":
             kept = np.flatnonzero(read[start : start + size])
@@ -126,7 +126,7 @@ def _specification(
     )
 
 
-def _read_addresses(recorder: Recorder, messenger: ProgramMessenger, live: list[int]) -> npt.NDArray[np.bool_]:
+def read_addresses(recorder: Recorder, messenger: ProgramMessenger, live: list[int]) -> npt.NDArray[np.bool_]:
     """Which addresses something reads; address 0, the number zero, always counts."""
     shadow = recorder.shadow
     read = np.zeros(shadow.size, dtype=np.bool_)
@@ -144,7 +144,7 @@ def _read_addresses(recorder: Recorder, messenger: ProgramMessenger, live: list[
     return read
 
 
-def _live_instructions(recorder: Recorder, messenger: ProgramMessenger) -> list[int]:
+def live_instructions(recorder: Recorder, messenger: ProgramMessenger) -> list[int]:
     """Indices of the instructions that some site or named output needs, in order."""
     shadow = recorder.shadow
     starts = np.array([segment[0] for segment in shadow.segments], dtype=np.int64)

@@ -206,6 +206,18 @@ class Program:
         return self.site_base + sum(site.size for site in self.sites if not site.observed)
 
     @cached_property
+    def addresses_before(self) -> Addresses:
+        """For each site the first address behind the values of the latent sites before it."""
+        sizes = [0 if site.observed else site.size for site in self.sites]
+        return np.asarray(self.site_base + np.cumsum([0, *sizes])[:-1], dtype=np.int64)
+
+    @cached_property
     def constant_values(self) -> npt.NDArray[np.float64]:
         """The constants as a numpy array."""
         return np.asarray(self.constants.numpy(), dtype=np.float64)
+
+    def is_zero(self, addresses: Addresses) -> npt.NDArray[np.bool_]:
+        """Which addresses are those of a constant zero."""
+        constants = self.constant_values
+        constant = addresses < len(constants)
+        return np.asarray(constant & (constants[np.where(constant, addresses, 0)] == 0))

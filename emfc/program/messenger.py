@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pyro
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from emfc.program.constraint import constraint_to_data
+from emfc.program.data import outside_support
 from emfc.program.errors import CompileError
+from emfc.program.improper import IMPROPER, is_improper, stand_in
 from emfc.program.ir import Plate
 from emfc.program.locations import Location, user_location
 
@@ -28,6 +31,10 @@ class RawSite:
     Attributes:
         description: What `emfc.program.specification.describe` read; None for a `pyro.factor`.
         noise_shape: Shape of the noise that a draw is made from.
+        given: Whether the value is data, in a target.
+        scale: What the log density is multiplied by.
+        masks: Where the log density counts, from the outside in.
+        source: Of data, the tensor that was given.
     """
 
     name: str
@@ -39,6 +46,10 @@ class RawSite:
     adjustment: str | None
     description: Any = None
     noise_shape: tuple[int, ...] = ()
+    given: bool = False
+    scale: Any = 1.0
+    masks: tuple[Any, ...] = ()
+    source: Tensor | None = None
 
 
 @dataclass
@@ -71,12 +82,21 @@ class ProgramMessenger(Messenger):
         lift: Chooses the value of a parameter, from its constrained starting value and the module parameter behind it.
         seen: Called with each site once it has its value.
         pause: Context in which the compiler's own tensor work is not watched.
+        target: Whether the run is of a variational target, whose data are sites with given values and in which
+            observed sites may stand in subsampled plates.
+        computed: Whether a tensor is computed from random values.
+        checked: Whether data outside the support of their distribution are refused.
+        subsampled: Names of the plates that took a part of their rows.
     """
 
     draw: Callable[[RawSite], Tensor]
     lift: Callable[[RawParameter, nn.Parameter | None], Tensor]
     seen: Callable[[RawSite], None]
     pause: Callable[[], Any]
+    target: bool = False
+    computed: Callable[[str, Tensor], bool] = lambda name, value: False
+    checked: bool = False
+    subsampled: list[str] = field(default_factory=list)
     sites: dict[str, RawSite] = field(default_factory=dict)
     parameters: dict[str, RawParameter] = field(default_factory=dict)
     deterministic: dict[str, Tensor] = field(default_factory=dict)
@@ -110,15 +130,20 @@ class ProgramMessenger(Messenger):
             plates=tuple(Plate(frame.name, frame.size, frame.dim) for frame in msg["cond_indep_stack"]),
             location=user_location(2),
             adjustment=self._adjustment(msg, kind),
+            scale=msg["scale"],
+            masks=() if msg["mask"] is None else (msg["mask"],),
         )
         if site.observed:
             site.value = msg["value"] if isinstance(msg["value"], Tensor) else torch.as_tensor(msg["value"])
-        else:
+        if self.target:
+            self._as_target(site)
+        if not site.observed and not site.given:
             with self.pause():
                 site.value = self.draw(site).detach().clone(memory_format=torch.contiguous_format)
         self.sites[name] = site
         self.seen(site)
-        msg["value"] = site.value
+        if site.adjustment != "pyro.factor":
+            msg["value"] = site.value
         msg["done"] = True
         msg["stop"] = True
 
@@ -145,6 +170,14 @@ class ProgramMessenger(Messenger):
         size, subsample = distribution.size, distribution.subsample_size
         if msg["value"] is not None:
             subsample = len(msg["value"])
+        if subsample is not None and subsample < size and self.target:
+            self.subsampled.append(msg["name"])
+            if msg["value"] is None:
+                with self.pause():
+                    msg["value"] = torch.arange(subsample)
+            msg["done"] = True
+            msg["stop"] = True
+            return
         if subsample is not None and subsample < size:
             raise CompileError(
                 "E-SUBSAMPLE",
@@ -157,6 +190,67 @@ class ProgramMessenger(Messenger):
             msg["value"] = torch.arange(size)
         msg["done"] = True
         msg["stop"] = True
+
+    def _as_target(self, site: RawSite) -> None:
+        """Data become sites with a given value, improper priors something that can be drawn from."""
+        if site.observed:
+            if site.adjustment == "pyro.factor":  # a term for each element of its batch
+                with self.pause():
+                    site.value = torch.zeros(site.distribution.batch_shape)
+            elif not self.computed(site.name, site.value):
+                with self.pause():
+                    self._check_data(site)
+                site.given = bool(site.value.numel())
+                site.observed = not site.given
+            return
+        for plate in site.plates:
+            if plate.name in self.subsampled:
+                raise CompileError(
+                    "E-SUBSAMPLE",
+                    f"a latent site stands in plate {plate.name!r}, which takes a part of its rows at random",
+                    site=site.name,
+                    advice="give that plate its full size; only plates of observed sites may be subsampled",
+                    **self._where(),
+                )
+        if is_improper(site.distribution):
+            try:
+                site.distribution, site.adjustment = stand_in(site.distribution), IMPROPER
+            except CompileError as error:
+                where = self._where()
+                raise CompileError(error.code, error.reason, site=site.name, advice=error.advice, **where) from None
+
+    def _check_data(self, site: RawSite) -> None:
+        """Give data their full shape, and refuse what is outside the support of its distribution and counts.
+
+        Raises:
+            CompileError: The shape does not fit, or there is such a value (E-MODEL).
+        """
+        held: Any = site.distribution
+        full = held.batch_shape + held.event_shape
+        try:
+            shape = torch.broadcast_shapes(site.value.shape, full)
+        except RuntimeError:
+            raise CompileError(
+                "E-MODEL",
+                f"the observed value has shape {tuple(site.value.shape)}, and its distribution {tuple(full)}",
+                site=site.name,
+                advice="give data of the distribution's shape",
+                **self._where(),
+            ) from None
+        site.source = site.value
+        site.value = site.value.detach().expand(shape).clone(memory_format=torch.contiguous_format)
+        if not self.checked:
+            return
+        outside = outside_support(held, site.value, partial(self.computed, ""), site.masks)
+        if outside is not None:
+            value, support = outside
+            raise CompileError(
+                "E-MODEL",
+                f"the observed value {value:g} lies outside the support of its distribution, {support}",
+                site=site.name,
+                advice="mend the data, mask what is missing, or compile under pyro.validation_enabled(False)",
+                **self._where(),
+            )
 
     def _pyro_param(self, msg: Any) -> None:
         name = msg["name"]

@@ -39,7 +39,10 @@ REFUSED_FAMILIES: Mapping[str, tuple[str, str]] = {
         "is a likelihood with its group effects summed out, and is not sampled",
         "write the effects as a Normal site in a plate, and the data as Normal(effects[group], scale)",
     ),
-    "ImproperUniform": ("is not normalised and cannot be sampled", "use a proper prior, such as a wide Normal"),
+    "ImproperUniform": (
+        "is not normalised and cannot be sampled",
+        "use a proper prior, such as a wide Normal; a guide (emfc.EMFGuide, emfc.infer) takes it as it is",
+    ),
     "IndependentHMM": ("sums its hidden states out and keeps none of them", _STEPS),
     "LinearHMM": ("sums its hidden states out and keeps none of them", _STEPS),
     "LogNormalNegativeBinomial": (

@@ -37,6 +37,7 @@ class Shadow:
     segments: list[tuple[int, int, str, int]] = field(default_factory=list)
     constants: list[Tensor] = field(default_factory=list)
     _memory: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    _parts: dict[int, list[tuple[Tensor, int]]] = field(default_factory=dict)  # views taken in alone, and their first
     _random: set[int] = field(default_factory=set)
     _noise: dict[int, tuple[Tensor, Noise]] = field(default_factory=dict)
     _scalars: dict[tuple[str, float], int] = field(default_factory=dict)
@@ -48,7 +49,15 @@ class Shadow:
 
     def close(self) -> None:
         """Let go of all storages and constants."""
-        for held in (self.segments, self.constants, self._memory, self._noise, self._scalars, self._random):
+        for held in (
+            self.segments,
+            self.constants,
+            self._parts,
+            self._memory,
+            self._noise,
+            self._scalars,
+            self._random,
+        ):
             held.clear()
 
     @property
@@ -134,11 +143,32 @@ class Shadow:
             size = storage.nbytes() // tensor.element_size()
             if size > 4 * tensor.numel() and not whole:  # a small view of a large table: keep the view alone
                 start = self.constant(tensor)
+                self._parts.setdefault(storage._cdata, []).append((tensor, start))
                 return torch.arange(start, start + tensor.numel()).reshape(tensor.shape)
             flat = torch.as_strided(tensor.detach(), (size,), (1,), 0)
             start = self.constant(flat)
             self._memory[storage._cdata] = (tensor, torch.arange(start, start + size))
         return self._view(tensor, self._memory[storage._cdata][1])
+
+    def read_places(self, read: npt.NDArray[np.bool_]) -> dict[int, set[int]]:
+        """For each storage of which views were taken in alone, the places of its numbers whose addresses are read."""
+        found: dict[int, set[int]] = {}
+        for storage, parts in self._parts.items():
+            places = found.setdefault(storage, set())
+            for part, start in parts:
+                held = _places(part)
+                places.update(held[read[start : start + held.size]].tolist())
+        return found
+
+    def is_read(self, tensor: Tensor, read: npt.NDArray[np.bool_], places: dict[int, set[int]]) -> bool:
+        """Whether any number of a constant tensor is read, by `read_places` or under the addresses of its storage."""
+        held = places.get(tensor.untyped_storage()._cdata)
+        if held and not held.isdisjoint(_places(tensor).tolist()):
+            return True
+        if not self.known(tensor):
+            return False
+        addresses = self.addresses(tensor).numpy().reshape(-1)
+        return bool(read[addresses[addresses < len(read)]].any())
 
     def write(self, tensor: Tensor, addresses: Tensor) -> None:
         """Record that `tensor` was overwritten in place by values at `addresses`."""
@@ -148,3 +178,12 @@ class Shadow:
     @staticmethod
     def _view(tensor: Tensor, memory: Tensor) -> Tensor:
         return torch.as_strided(memory, tensor.size(), tensor.stride(), tensor.storage_offset())
+
+
+def _places(tensor: Tensor) -> npt.NDArray[np.int64]:
+    """Places of a tensor's elements in its storage."""
+    places = np.full(tuple(tensor.shape), tensor.storage_offset(), dtype=np.int64)
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        shape = [-1 if other == dim else 1 for other in range(tensor.ndim)]
+        places = places + (stride * np.arange(size, dtype=np.int64)).reshape(shape)
+    return np.asarray(places.reshape(-1), dtype=np.int64)

@@ -38,7 +38,7 @@ __all__ = [
 T = TypeVar("T")
 
 _WRAPPERS = (torch.distributions.Independent, PyroIndependent, ExpandedDistribution, MaskedDistribution)
-_MARKS = ("Factor", "MixtureSameFamily", "TransformedDistribution")
+_MARKS = ("Adjusted", "Factor", "MixtureSameFamily", "TransformedDistribution")
 
 
 class Description(Generic[T]):
@@ -126,7 +126,7 @@ def _with_events(dims: int, children: Mapping[str, Distribution]) -> dict[str, A
     return options
 
 
-def describe_data(distribution: Distribution, capture: Capture[T]) -> Description[T]:
+def describe_data(distribution: Distribution, capture: Capture[T], missing: int = 0) -> Description[T]:
     """Read the distribution of an observed site, which is never built again.
 
     Of a family of Pyro that cannot be written as data, the parameters that it names are enough.
@@ -135,10 +135,10 @@ def describe_data(distribution: Distribution, capture: Capture[T]) -> Descriptio
         CompileError: The class is none that is known (E-NOCDF).
     """
     try:
-        return describe(distribution, capture)
+        return describe(distribution, capture, missing)
     except CompileError:
         inner = unwrapped(distribution)
-        family, rank = family_name(inner), _rank(distribution)
+        family, rank = family_name(inner), _rank(distribution) + missing
         held = {name: getattr(inner, name, None) for name in inner.arg_constraints}
         tensors = {name: value for name, value in held.items() if isinstance(value, Tensor)}
         captured = {name: capture(value, max(rank, value.ndim)) for name, value in tensors.items()}
@@ -180,6 +180,8 @@ def _describe_transform(
 
 def event_dim(specification: Specification) -> int:
     """How many of the last dimensions of a value belong together; dimensions of `to_event` do not count."""
+    if specification.family == "Adjusted":
+        return event_dim(specification.children["base"])
     if specification.family != "TransformedDistribution":
         return int(specification.options.get("event_dim", 0))
     held = event_dim(specification.children["base"])

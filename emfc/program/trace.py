@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from emfc.program.adjusted import describe_target
 from emfc.program.errors import CompileError
-from emfc.program.finish import finish
+from emfc.program.finish import finish, live_instructions, read_addresses
 from emfc.program.guard import Guard
 from emfc.program.ir import Addresses, Program, dtype_kind
 from emfc.program.locations import Location, is_library, user_location
@@ -23,9 +24,10 @@ from emfc.program.refusals import impure
 from emfc.program.refused_families import refuse_family
 from emfc.program.shadow import Shadow
 from emfc.program.specification import Capture, Description, T, describe, describe_data, unwrapped
+from emfc.program.target import Target
 from emfc.transforms import UnsupportedFamilyError, from_normal
 
-__all__ = ["Model", "describe_site", "run_model", "trace"]
+__all__ = ["Model", "describe_site", "run_model", "trace", "trace_target"]
 
 Model = Callable[..., Any]
 _ONE_AT_A_TIME = threading.RLock()
@@ -77,18 +79,40 @@ def _raised_at(error: BaseException) -> Location | None:
 class _Watch:
     """State of one watched run."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, target: bool = False) -> None:
         self.shadow = Shadow()
         self.recorder = Recorder(self.shadow)
         self.starts: dict[str, int] = {}
         self.lifted: set[tuple[Any, ...]] = set()
-        self.messenger = ProgramMessenger(draw=self.draw, lift=self.lift, seen=self.seen, pause=self.recorder.pause)
+        self.messenger = ProgramMessenger(
+            draw=self.draw,
+            lift=self.lift,
+            seen=self.seen,
+            pause=self.recorder.pause,
+            target=target,
+            checked=Distribution._validate_args,
+            computed=self.computed,
+        )
 
     def close(self) -> None:
         """Let go of everything seen, which is much and refers to itself."""
         self.shadow.close()
         self.recorder.instructions.clear()
         self.messenger.sites.clear()
+
+    def reread(self) -> tuple[str, ...]:
+        """Names of the data sites whose numbers the model reads elsewhere, too."""
+        live = live_instructions(self.recorder, self.messenger)
+        read = read_addresses(self.recorder, self.messenger, live)
+        places, found = self.shadow.read_places(read), []
+        for site in self.messenger.sites.values():
+            if site.given and site.source is not None and self.shadow.is_read(site.source, read, places):
+                found.append(site.name)
+        return tuple(found)
+
+    def computed(self, name: str, value: Tensor) -> bool:
+        """Whether a tensor depends on random values."""
+        return self.shadow.is_random(value)
 
     def draw(self, site: RawSite) -> Tensor:
         with self.recorder.pause():
@@ -124,12 +148,12 @@ class _Watch:
 
     def seen(self, site: RawSite) -> None:
         self.recorder.site_names.append(site.name)
-        if not site.value.numel() and not site.observed:
+        if not site.value.numel() and not site.observed and not site.given:
             raise CompileError(
                 "E-STRUCT", "the site has no elements", site=site.name, advice="leave out empty sites", **_at(site)
             )
         if site.observed:
-            if self.shadow.is_random(site.value):
+            if self.shadow.is_random(site.value) and not self.messenger.target:
                 raise CompileError(
                     "E-ESCAPE",
                     "an observed value depends on random values",
@@ -142,9 +166,9 @@ class _Watch:
                 self.starts["site:" + site.name] = start
                 addresses = torch.arange(start, start + site.value.numel()).reshape(site.value.shape)
                 self.shadow.register(site.value, addresses, random=True)
-                site.noise_shape = noise_shape(site)
+                site.noise_shape = tuple(site.value.shape) if site.given else noise_shape(site)
         try:
-            site.description = describe_site(site, self.capture)
+            site.description = describe_site(site, self.capture, target=self.messenger.target)
         except CompileError as error:
             raise CompileError(error.code, error.reason, site=site.name, advice=error.advice, **_at(site)) from None
 
@@ -157,12 +181,14 @@ class _Watch:
         return held.reshape((1,) * (rank - held.ndim) + held.shape), dtype_kind(tensor.dtype)
 
 
-def describe_site(site: RawSite, capture: Capture[T]) -> Description[T] | None:
-    """What a site's distribution says; None for a `pyro.factor`.
+def describe_site(site: RawSite, capture: Capture[T], *, target: bool = False) -> Description[T] | None:
+    """What a site's distribution says; None for a `pyro.factor`, which counts in a target only.
 
     Raises:
         CompileError: The distribution of a latent site cannot be written as data (E-NOCDF).
     """
+    if target:
+        return describe_target(site, capture)
     if site.adjustment == "pyro.factor":
         return None
     return describe_data(site.distribution, capture) if site.observed else describe(site.distribution, capture)
@@ -251,7 +277,25 @@ def trace(model: Model, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | 
     Raises:
         CompileError: The program does something that cannot be compiled.
     """
-    watch = _Watch()
+    return _traced(model, args, kwargs or {}, target=False).program
+
+
+def trace_target(model: Model, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Target:
+    """Run a model once as a variational target: as `trace`, with data as sites and with factors, scales and masks.
+
+    Args:
+        model: Any callable that calls Pyro's primitives.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+
+    Raises:
+        CompileError: The program does something that cannot be compiled.
+    """
+    return _traced(model, args, kwargs or {}, target=True)
+
+
+def _traced(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, target: bool) -> Target:
+    watch = _Watch(target=target)
     if not callable(model):
         raise CompileError("E-MODEL", f"a program must be callable, not {type(model).__name__}")
 
@@ -260,11 +304,11 @@ def trace(model: Model, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | 
             model(*inner_args, **inner_kwargs)
 
     try:
-        run_model(watched, args, kwargs or {}, watch.messenger)
+        run_model(watched, args, kwargs, watch.messenger)
     except CompileError as error:
         if watch.recorder.refused is not None:
             raise watch.recorder.refused from None
-        if error.reason.startswith("the model raised") and _runs(model, args, kwargs or {}):
+        if error.reason.startswith("the model raised") and _runs(model, args, kwargs):
             raise CompileError(
                 "E-OPERATION",
                 f"the compiler cannot follow this code: {error.reason.removeprefix('the model raised ')}",
@@ -275,13 +319,16 @@ def trace(model: Model, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | 
         raise
     if watch.recorder.refused is not None:
         raise watch.recorder.refused
-    if not any(not site.observed for site in watch.messenger.sites.values()):
+    if not any(not site.observed and not site.given for site in watch.messenger.sites.values()):
         raise CompileError(
             "E-STRUCT", "the program has no latent sample site", advice="call pyro.sample without obs= at least once"
         )
     program = finish(watch.recorder, watch.messenger, watch.starts)
+    reread = watch.reread() if target else ()
+    sites = enumerate(watch.messenger.sites.values())
+    data = {index: site.value.cpu() for index, site in sites if site.given}
     watch.close()
-    return program
+    return Target(program, data, tuple(watch.messenger.subsampled), reread)
 
 
 def _runs(model: Model, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ from emfc.program.errors import CompileError
 from emfc.program.ir import Program, SiteRecord, Specification, dtype_kind
 from emfc.program.messenger import ProgramMessenger, RawParameter, RawSite
 from emfc.program.specification import Description
+from emfc.program.term_check import TargetDensity, compare_densities, term_of
 from emfc.program.trace import describe_site, draw_value, run_model
 
 __all__ = ["Evaluate", "verify"]
@@ -25,7 +26,13 @@ _RUNS = 2
 
 
 def verify(
-    program: Program, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], evaluate: Evaluate
+    program: Program,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    evaluate: Evaluate,
+    *,
+    density: TargetDensity | None = None,
 ) -> None:
     """Run the model again, twice, at fresh site values and parameters; compare every site's distribution parameters.
 
@@ -38,12 +45,14 @@ def verify(
         kwargs: Keyword arguments of the model.
         evaluate: The compiled program: site values ``[rows, S]`` and flat parameters ``[P]`` to parameters by path, per
             site, each ``[rows, ...]``.
+        density: Of a program that was read as a variational target, its compiled log density, which is compared, too.
 
     Raises:
         CompileError: The sites differ between runs (E-STRUCT), or the numbers do (E-IMPURE), or it
-            cannot be run (E-VERIFY).
+            cannot be run (E-VERIFY); or the log density of a site is not that of its distribution (E-NOCDF).
     """
-    runs = [_Replay(program, model, args, kwargs, seed=7919 * (run + 1)) for run in range(_RUNS)]
+    target = density is not None
+    runs = [_Replay(program, model, args, kwargs, seed=7919 * (run + 1), target=target) for run in range(_RUNS)]
     values = torch.stack([run.values for run in runs])
     with torch.no_grad():
         for index, held in _evaluated(evaluate, values, runs[0].parameters):
@@ -52,6 +61,15 @@ def verify(
                 for path, expected in run.descriptions[record.name].flatten().items():
                     found = held[path]
                     _compare(program, record, path, expected, found[row if len(found) > 1 else 0])
+        if density is not None:
+            compare_densities(
+                program,
+                density,
+                _evaluated(evaluate, values, runs[0].parameters),
+                values,
+                runs[0].parameters,
+                [run.log_densities for run in runs],
+            )
 
 
 def _evaluated(evaluate: Evaluate, values: Tensor, parameters: Tensor) -> Iterator[tuple[int, Mapping[str, Tensor]]]:
@@ -77,15 +95,33 @@ class _Replay:
         values: Values of the latent sites, flat.
         parameters: Parameter values, flat; the same in every run.
         descriptions: Distribution parameters by site.
+        log_densities: Of a variational target, each site's term as Pyro counts it.
     """
 
     def __init__(
-        self, program: Program, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int
+        self,
+        program: Program,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        seed: int,
+        target: bool,
     ) -> None:
         self._generator = torch.Generator().manual_seed(7919)
         self._moved: list[tuple[nn.Parameter, Tensor]] = []
         self._parameters: dict[str, Tensor] = {}
-        messenger = ProgramMessenger(draw=draw_value, lift=self._lift, seen=self._seen, pause=nullcontext)
+        self._target = target
+        self.log_densities: dict[str, Tensor] = {}
+        computed = {site.name for site in program.sites if site.observed}
+        messenger = ProgramMessenger(
+            draw=draw_value,
+            lift=self._lift,
+            seen=self._seen,
+            pause=nullcontext,
+            target=target,
+            computed=lambda name, value: not name or name in computed,
+        )
 
         def seeded(*inner_args: Any, **inner_kwargs: Any) -> None:
             torch.manual_seed(seed)
@@ -98,6 +134,7 @@ class _Replay:
                 for module, value in self._moved:
                     module.copy_(value)
         _check_sites(program, messenger.sites)
+        _check_data(program, messenger.sites)
         self.descriptions = {name: site.description for name, site in messenger.sites.items()}
         held = [
             site.value.detach().double().reshape(-1).cpu() for site in messenger.sites.values() if not site.observed
@@ -118,9 +155,11 @@ class _Replay:
             self._parameters[raw.name] = module.detach().clone()
         return module
 
-    @staticmethod
-    def _seen(site: RawSite) -> None:
-        site.description = describe_site(site, _pad)
+    def _seen(self, site: RawSite) -> None:
+        site.description = describe_site(site, _pad, target=self._target)
+        if self._target:
+            with torch.no_grad():
+                self.log_densities[site.name] = term_of(site)
 
 
 def _perturb(raw: RawParameter, generator: torch.Generator) -> Tensor:
@@ -148,6 +187,27 @@ def _check_sites(program: Program, sites: Mapping[str, RawSite]) -> None:
         extra = list(sites)[len(program.sites) :] or [held.name for held in program.sites[len(sites) :]]
         record = program.sites[min(len(sites), len(program.sites)) - 1]
         raise _changed(record, extra[0], record.location)
+
+
+def _check_data(program: Program, sites: Mapping[str, RawSite]) -> None:
+    for record in program.sites:
+        site = sites[record.name]
+        if not site.given:
+            continue
+        start = record.start - program.site_base
+        before = program.prototype[start : start + record.size]
+        after = site.value.detach().double().reshape(-1).cpu()
+        same = (before == after) | (before.isnan() & after.isnan())
+        if not bool(same.all()):
+            first, then = float(before[~same][0]), float(after[~same][0])
+            raise CompileError(
+                "E-IMPURE",
+                f"the observed value changes between runs: {first:.6g}, then {then:.6g}",
+                site=record.name,
+                location=record.location,
+                source=record.source,
+                advice="make the data before, and give them to the model as an argument",
+            )
 
 
 def _alike(description: Description[Tensor], specification: Specification) -> bool:

@@ -14,6 +14,7 @@ from emfc.transforms.affine import MultivariateNormalTransform, NormalAffine, Su
 from emfc.transforms.base import BroadcastNormal, IndependentNormal, NormalTransform
 from emfc.transforms.dispatch import class_dispatch
 from emfc.transforms.family import CDFTransform
+from emfc.transforms.parameter_gates import gate_on_parameters
 from emfc.transforms.registry import UnsupportedFamilyError
 from emfc.transforms.supports import RealLine
 from emfc.transforms.triangular import TriangularTransform
@@ -21,7 +22,7 @@ from emfc.transforms.triangular import TriangularTransform
 __all__ = ["GatedCDF", "GatedReal", "GatedTriangular", "gate_on_reals", "gated"]
 
 
-def gated(transform: NormalTransform, gate: Tensor) -> NormalTransform:
+def gated(transform: NormalTransform, gate: Tensor, *, form: str = "value") -> NormalTransform:
     r"""The transform opened as far as its gate: :math:`x = c(\lambda g(e) + (1 - \lambda) e)`.
 
     c is the constraint map of the support and :math:`g = c^{-1} \circ t` the transform seen through it, so that
@@ -34,6 +35,8 @@ def gated(transform: NormalTransform, gate: Tensor) -> NormalTransform:
     Args:
         transform: A transform from `from_normal`.
         gate: Values in [0, 1], of a shape that broadcasts against the values, event dimensions included.
+        form: ``"value"``, or ``"parameter"`` to gate location and scale instead where the transform, seen through its
+            constraint map, has these (`gate_on_parameters`); others are mixed in value.
 
     Returns:
         The gated transform, differentiable with respect to the gate, at exactly 0 and 1 too.
@@ -44,11 +47,13 @@ def gated(transform: NormalTransform, gate: Tensor) -> NormalTransform:
     """
     gate = wide(gate)
     if isinstance(transform, IndependentNormal):
-        return IndependentNormal(gated(transform.base, gate), transform.dims)
+        return IndependentNormal(gated(transform.base, gate, form=form), transform.dims)
     if isinstance(transform, BroadcastNormal):
-        return BroadcastNormal(gated(transform.base, gate), transform.batch_shape, transform.event_shape)
+        return BroadcastNormal(gated(transform.base, gate, form=form), transform.batch_shape, transform.event_shape)
     inner = transform.unconstrained()
-    core = gate_on_reals(inner, gate)
+    core = gate_on_parameters(inner, gate) if form == "parameter" else None
+    if core is None:
+        core = gate_on_reals(inner, gate)
     if inner is transform:
         return core
     if isinstance(transform, CDFTransform) and not (

@@ -13,6 +13,7 @@ from pyro.distributions import constraints
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import emfc
+from emfc.cli.bench import programs
 from emfc.layers.density import Density
 from emfc.layers.logdensity import LogDensity
 
@@ -226,4 +227,21 @@ def test_a_fused_density_is_the_same(model):
     layer._density = fused
     outside = x.clone()
     outside[0, 0] = torch.nan
-    assert layer().log_prob(outside)[0] == -torch.inf
+    assert layer().log_prob(outside)[0].isnan()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", ["radon", "lorenz", "brownian"])
+def test_a_fused_density_takes_any_number_of_examples(name):
+    model = getattr(programs, name)
+    layer, plain = emfc.compile(model, 30, compile=True), emfc.compile(model, 30)
+    for rows in (10, 20, 30):
+        x = _examples(plain, rows)
+        results = []
+        for held in (layer, plain):
+            inputs = [x.clone().requires_grad_(), *held.parameters()]
+            value = held().log_prob(inputs[0])
+            results.append([value, *torch.autograd.grad(value.sum(), inputs)])
+        for actual, expected in zip(*results, strict=True):
+            torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)

@@ -16,7 +16,8 @@ import emfc
 from emfc.layers.columns import Columns
 from emfc.layers.emit import Code
 from emfc.layers.logdensity import LogDensity
-from emfc.layers.normals import Term, normal_sum
+from emfc.layers.normal_groups import Term
+from emfc.layers.normals import normal_sum
 from emfc.layers.readers import Environment, Picker
 from emfc.layers.structured import StructuredLayer
 from emfc.passes.slices import Load, Slice, Step
@@ -270,6 +271,37 @@ def test_normal_sum(name, logarithm, float64):
             torch.testing.assert_close(found, wanted)
     assert torch.autograd.gradcheck(lambda *held: normal_sum([term], held, direct=True), (difference, scale))
     assert torch.autograd.gradgradcheck(lambda *held: normal_sum([term], held, direct=True), (difference, scale))
+
+
+@pytest.mark.parametrize("logarithm", [True, False])
+@pytest.mark.parametrize("size", [1.0, 1e-200])
+@pytest.mark.parametrize("name", ["(1, 1, 1)", "(5, 1, 1)"])
+def test_normal_sum_of_classes_with_one_scale(name, size, logarithm, float64):
+    scale = size * _scales()[name]
+    scale = (scale.log() if logarithm else scale).requires_grad_()
+    differences = [(size * torch.randn(5, count, 3)).requires_grad_() for count in (4, 2)]
+    other = torch.randn(5, 2, 3, requires_grad=True)
+    terms = [Term(12, logarithm), Term(6, False, 0.7), Term(6, logarithm)]
+    value = normal_sum(terms, [differences[0], scale, other, None, differences[1], scale], direct=True)
+    deviation = scale.exp() if logarithm else scale
+    expected = dist.Normal(0.0, 0.7).log_prob(other).flatten(1).sum(-1)
+    for difference in differences:
+        noise = difference / deviation
+        expected = expected - (0.5 * noise.square() + deviation.log()).flatten(1).sum(-1)
+        expected = expected - difference[0].numel() * 0.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(value, expected)
+    inputs = [*differences, other, scale]
+    for weight in (torch.ones(()).expand(5), torch.linspace(0.5, 2.0, 5)):
+        found = torch.autograd.grad(value, inputs, weight, retain_graph=True)
+        wanted = torch.autograd.grad(expected, inputs, weight, retain_graph=True)
+        torch.testing.assert_close(found, wanted)
+    if size == 1.0:
+
+        def sum_of(first, second, alone, held):
+            return normal_sum(terms, [first, held, alone, None, second, held], direct=True)
+
+        assert torch.autograd.gradcheck(sum_of, inputs)
+        assert torch.autograd.gradgradcheck(sum_of, inputs)
 
 
 @pytest.mark.parametrize("number", [0.3, 1e-200])

@@ -1,0 +1,103 @@
+"""A variational target: a program over latent sites and data, and the programs that are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch import Tensor
+
+from emfc.program.condition import condition
+from emfc.program.errors import CompileError
+from emfc.program.improper import IMPROPER
+from emfc.program.ir import Operand, Program, SiteRecord, Specification
+
+__all__ = ["Target"]
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What a model says about its latent sites given its data.
+
+    Attributes:
+        program: Data are sites like the others; scales, masks, factors and computed observations stand in the
+            specifications.
+        data: Values of the sites that are given, by index.
+        subsampled: Names of plates that took only a part of their rows, of which only the structure can be relied on.
+        reread: Names of data sites whose numbers the model also reads in its arguments, such as the lags of a series.
+    """
+
+    program: Program
+    data: Mapping[int, Tensor]
+    subsampled: tuple[str, ...] = ()
+    reread: tuple[str, ...] = ()
+
+    def improper(self) -> tuple[int, ...]:
+        """Indices of the sites whose prior is not normalised."""
+        return tuple(index for index, site in enumerate(self.program.sites) if site.adjustment == IMPROPER)
+
+    def latent(self) -> tuple[int, ...]:
+        """Indices of the latent sites, in order."""
+        sites = enumerate(self.program.sites)
+        return tuple(index for index, site in sites if not site.observed and index not in self.data)
+
+    def summed(self) -> tuple[int, ...]:
+        """Indices of the discrete latent sites that no continuous latent site depends on."""
+        program, latent = self.program, self.latent()
+        discrete = [index for index in latent if program.sites[index].discrete]
+        if not discrete:
+            return ()
+        read: set[int] = set()
+        waiting = [index for index in latent if index not in discrete]
+        while waiting:
+            for index in waiting:
+                for operand in _operands(program.sites[index].specification):
+                    read.update(operand.addresses.reshape(-1).tolist())
+            for held in reversed(program.instructions):
+                if any(not read.isdisjoint(range(output.start, output.start + output.size)) for output in held.outputs):
+                    for operand in held.operands:
+                        read.update(operand.addresses.reshape(-1).tolist())
+            waiting = [index for index in discrete if not read.isdisjoint(_places(program.sites[index]))]
+            discrete = [index for index in discrete if index not in waiting]
+        return tuple(discrete)
+
+    def prior(self) -> Program:
+        """The program of the latent sites alone; what their priors read of the data is constant.
+
+        Improper priors are the map from the real numbers to their support, of a standard normal variable. Discrete
+        latent sites that only data and each other read leave: they are summed out of the target.
+
+        Raises:
+            CompileError: No latent site is left (E-STRUCT).
+        """
+        sites = tuple(_prior_site(site) for site in self.program.sites)
+        dropped = [index for index, site in enumerate(sites) if site.observed]
+        values = {index: np.asarray(value.double().numpy()) for index, value in self.data.items()}
+        summed = self.summed()
+        if len(summed) == len(self.latent()):
+            raise CompileError(
+                "E-STRUCT",
+                "all latent sites are discrete and summed out",
+                advice="give a guide at least one continuous latent site",
+            )
+        for index in summed:
+            site, base = sites[index], self.program.site_base
+            held = self.program.prototype[site.start - base : site.start - base + site.size]
+            values[index] = np.asarray(held.double().numpy())
+        return condition(replace(self.program, sites=sites), values, dropped)
+
+
+def _operands(held: Specification) -> list[Operand]:
+    """What a distribution reads."""
+    return [*held.parameters.values(), *(operand for child in held.children.values() for operand in _operands(child))]
+
+
+def _places(site: SiteRecord) -> range:
+    """Addresses of a site's value."""
+    return range(site.start, site.start + site.size)
+
+
+def _prior_site(site: SiteRecord) -> SiteRecord:
+    held = site.specification
+    return replace(site, specification=held.children["base"] if held.family == "Adjusted" else held, adjustment=None)
