@@ -54,6 +54,7 @@ accuracy: $(INSTALLED)  ## every family against mpmath, into docs/accuracy.md (a
 
 pictures: $(INSTALLED)  ## the pictures of the pages
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.accuracy.saturation
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.accuracy.densities
 
 docs: $(INSTALLED)  ## the pages, into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet -f .mkdocs.yml

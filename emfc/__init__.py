@@ -11,6 +11,8 @@ from emfc.program.errors import CompileError
 if TYPE_CHECKING:
     from emfc.compiler import compile, parse
     from emfc.flows import EmbeddedModelFlow, load, save
+    from emfc.inference import EMFGuide, FittedDensity, Posterior, fit_density
+    from emfc.inference.infer import infer
     from emfc.layers import StructuredLayer
     from emfc.program.graph import ModelGraph
     from emfc.training import FitResult, fit
@@ -19,26 +21,36 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CompileError",
+    "EMFGuide",
     "EmbeddedModelFlow",
     "FitResult",
+    "FittedDensity",
     "ModelGraph",
+    "Posterior",
     "StructuredLayer",
     "UserError",
     "__version__",
     "compile",
     "fit",
+    "fit_density",
+    "infer",
     "load",
     "parse",
     "save",
 ]
 
 _HOMES = {
+    "EMFGuide": "emfc.inference",
     "EmbeddedModelFlow": "emfc.flows",
     "FitResult": "emfc.training",
+    "FittedDensity": "emfc.inference",
     "ModelGraph": "emfc.program.graph",
+    "Posterior": "emfc.inference",
     "StructuredLayer": "emfc.layers",
     "compile": "emfc.compiler",
     "fit": "emfc.training",
+    "fit_density": "emfc.inference",
+    "infer": "emfc.inference",
     "load": "emfc.flows",
     "parse": "emfc.compiler",
     "save": "emfc.flows",

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from emfc.cli import bench, check, evaluate, graph, sample, score, train
+from emfc.cli import bench, check, evaluate, graph, infer, sample, score, train
 from emfc.errors import UserError
 
 __all__ = ["app", "main"]
@@ -131,7 +131,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _module in (check, graph, train, sample, score, evaluate, bench):
+for _module in (check, graph, train, infer, sample, score, evaluate, bench):
     _module.register(app)
 
 

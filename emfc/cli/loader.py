@@ -82,6 +82,10 @@ class UserProgram:
         with contextlib.redirect_stdout(sys.stderr):
             return parse(self.model, **arguments)
 
+    def takes(self, name: str) -> bool:
+        """Whether the model has a keyword argument of that name."""
+        return name in _named(_parameters(self.model) or {})
+
     def arguments(self, *, seed: int) -> dict[str, Any]:
         """Give the model's keyword arguments: its settings, and what ``data()`` has for those that are still missing.
 

@@ -42,7 +42,9 @@ __all__ = [
 ]
 
 
-def choose_run(path: Path | None, name: str, *, overwrite: bool, resume: bool = False) -> Path:
+def choose_run(
+    path: Path | None, name: str, *, overwrite: bool, resume: bool = False, manifest: str = MANIFEST
+) -> Path:
     """Settle on the run folder before any work is done.
 
     Args:
@@ -51,6 +53,7 @@ def choose_run(path: Path | None, name: str, *, overwrite: bool, resume: bool = 
         name: Name of the program.
         overwrite: Whether a run that is there may be replaced.
         resume: Whether to go on from an unfinished training; the run that its interruption left may be replaced.
+        manifest: File by which a run of the kind is known.
 
     Returns:
         The folder, which may not exist yet.
@@ -66,7 +69,7 @@ def choose_run(path: Path | None, name: str, *, overwrite: bool, resume: bool = 
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; --out needs a folder")
     if path.is_dir() and any(path.iterdir()):
-        _require_replaceable(path, overwrite=overwrite, resume=resume)
+        _require_replaceable(path, overwrite=overwrite, resume=resume, manifest=manifest)
     _require_writable(path)
     if resume and not has_unfinished(path):
         raise UserError(f"there is no unfinished training of {path} to go on from; leave out --resume to begin one")
@@ -101,10 +104,10 @@ def _default_run(name: str, *, overwrite: bool, resume: bool) -> Path:
     return path
 
 
-def _require_replaceable(path: Path, *, overwrite: bool, resume: bool) -> None:
+def _require_replaceable(path: Path, *, overwrite: bool, resume: bool, manifest: str) -> None:
     if (path / CONFIGURATION).is_file():
         raise UserError(f"{path} holds a training that did not end; give --out RUN --resume to go on, or another --out")
-    if not (path / MANIFEST).is_file():
+    if not (path / manifest).is_file():
         raise UserError(f"{path} holds something that is no run of emfc; choose another --out")
     if overwrite or (resume and not holds_finished(path)):
         return

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from emfc.cli.bench import inference
 from emfc.cli.options import DtypeName, DtypeOption, JsonOption, SeedOption, numeric_defaults, require_named
 from emfc.errors import UserError
 
@@ -17,11 +18,15 @@ QUICK_STEPS, QUICK_BATCHES, QUICK_BUDGET = "30,300", "100", 0.3
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application."""
-    app.command("bench", epilog="Example: emfc bench --programs brownian,lorenz --quick")(bench)
+    """Add the command to the application, and ``inference`` under it."""
+    group = typer.Typer(rich_markup_mode=None)
+    group.callback(invoke_without_command=True, epilog="Example: emfc bench --programs brownian,lorenz --quick")(bench)
+    inference.register(group)
+    app.add_typer(group, name="bench")
 
 
 def bench(
+    context: typer.Context,
     programs: Annotated[
         str | None, typer.Option("--programs", metavar="A,B", help="Programs to measure; by default all.")
     ] = None,
@@ -51,6 +56,9 @@ def bench(
     dtype: DtypeOption = DtypeName.float32,
 ) -> None:
     """Measure what compiled programs cost, as ratios within one run on one thread."""
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        return
     from emfc.cli.bench.figures import COMPILED, MEASURES, Settings, measure_programs
     from emfc.cli.bench.measure import one_thread
     from emfc.cli.bench.scaling import LONG_PROGRAMS
@@ -89,6 +97,14 @@ def bench(
                 say(_told(figure))
     _show(figures, as_json=as_json)
     _write(figures, output or [], picture)
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Refuse options of this command before the name of another."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"give the options of emfc bench {context.invoked_subcommand} after its name")
 
 
 def _long_programs(names: list[str], *, quick: bool) -> Iterator[Any]:

@@ -1,0 +1,57 @@
+"""What k-hat means, in plain words."""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["FLAT", "GOOD", "USABLE", "khat_threshold", "verdict_on"]
+
+GOOD, USABLE = 0.5, 0.7
+
+FLAT = 1.5
+"""Where no weight is more than so many times the mean, the shape of their tail hardly matters."""
+
+
+def khat_threshold(draws: int) -> float:
+    """Largest k-hat at which averages over so many draws can be relied on: min(1 - 1 / log10(S), 0.7).
+
+    Source: Vehtari et al., "Pareto smoothed importance sampling", JMLR 25 (2024), section 3.2.4.
+    """
+    return min(1 - 1 / math.log10(draws), USABLE) if draws > 10 else 0.0
+
+
+def verdict_on(khat: float, draws: int, *, largest: float = math.inf, stopped: str = "converged") -> str:
+    """Says whether to believe a posterior, and what to do.
+
+    Args:
+        khat: Pareto k-hat of the importance weights.
+        draws: Their number.
+        largest: The largest weight, in units of their mean.
+        stopped: Why the fit ended.
+    """
+    limit = khat_threshold(draws)
+    told = f"k-hat {khat:.2f}"
+    early = " (the fit was stopped before it had converged)" if stopped == "interrupted" else ""
+    if khat < min(GOOD, limit):
+        return f"good: {told} is below 0.5, so that the reweighted results can be relied on{early}"
+    if khat < limit:
+        return (
+            f"usable: {told} is below {limit:.2g}, so that the reweighted results can be relied on, "
+            f"but the fit itself is not exact; a longer fit makes it better{early}"
+        )
+    if largest < FLAT:
+        return (
+            f"usable: {told} is above {limit:.2g}, but no weight is more than {largest:.2f} times the mean, so that "
+            f"the results can be relied on but for tails that the fit does not reach{early}"
+        )
+    if khat < USABLE:
+        return (
+            f"not to be trusted with {draws} draws: {told} is above {limit:.2f}, the limit for so few; "
+            f"take 4000 draws or more{early}"
+        )
+    return (
+        f"not to be trusted: {told} is above 0.7, so that the fit misses a part of the posterior that matters, and no "
+        "reweighting mends it; do not use these means and intervals. Fit longer, take a richer backbone (iaf, nsf), "
+        "run NUTS through the guide, or look for a prior that contradicts the data or a funnel in the "
+        f"model{early}"
+    )
