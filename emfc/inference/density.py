@@ -18,9 +18,10 @@ from emfc.errors import UserError
 from emfc.flows.distribution import FlowDistribution
 from emfc.inference.densities_search import MOST_COVERED, Search
 from emfc.inference.fitting import FitRecord
-from emfc.inference.psis import psis
+from emfc.inference.infer import seeded, weighted_draws
 from emfc.inference.variational import VariationalFlow
 from emfc.inference.verdict import verdict_on
+from emfc.inference.weighted import WeightedDraws
 from emfc.program.errors import CompileError
 from emfc.program.ir import Program
 
@@ -28,7 +29,6 @@ __all__ = ["FittedDensity", "fit_density"]
 
 LogDensity = Callable[[Tensor], Tensor]
 
-_AT_ONCE = 2048
 _PROBED = 16
 _SITE = "x"
 
@@ -44,22 +44,17 @@ class FittedDensity(nn.Module):
         record: How the fit went.
         points: The draws ``[S, D]``.
         log_weights: Their log weights ``[S]``.
-        smoothed: Pareto-smoothed log weights ``[S]``, whose weights have the sum 1.
-        khat: Pareto k-hat of the weights: below 0.5 good, up to 0.7 usable, above not to be trusted.
     """
 
     points: Tensor
     log_weights: Tensor
-    smoothed: Tensor
 
     def __init__(self, flow: VariationalFlow, record: FitRecord, points: Tensor, log_weights: Tensor) -> None:
         super().__init__()
         self.flow = flow
         self.record = record
-        smoothed, self.khat = psis(log_weights)
         self.register_buffer("points", points)
         self.register_buffer("log_weights", log_weights)
-        self.register_buffer("smoothed", smoothed)
 
     # ------------------------------------------------------------------ the distribution
 
@@ -85,43 +80,52 @@ class FittedDensity(nn.Module):
         """Log density ``[*]`` of the flow, normalised, at points ``[*, D]``; -inf outside the support."""
         return self.forward().log_prob(value)
 
-    def resample(self, number: int, *, generator: torch.Generator | None = None) -> Tensor:
-        """Draws ``[number, D]`` from the points by their smoothed weights, with replacement: nearly draws of p."""
-        chosen = torch.multinomial(self.smoothed.exp(), number, replacement=True, generator=generator)
-        return self.points[chosen]
+    def resample(self, number: int, *, seed: int = 0) -> Tensor:
+        """Points ``[number, D]`` of equal weight, each as often as its smoothed weight says: nearly draws of p."""
+        return self.points[self.weighted.chosen(number, seed)]
 
     # ------------------------------------------------------------------ how good it is
 
     @cached_property
+    def weighted(self) -> WeightedDraws:
+        """The points with their weights."""
+        return WeightedDraws(self.points, self.log_weights)
+
+    @property
+    def khat(self) -> float:
+        """Pareto k-hat of the weights: below 0.5 good, up to 0.7 usable, above not to be trusted."""
+        return self.weighted.khat
+
+    @property
     def elbo(self) -> float:
         """Evidence lower bound, the mean of the log weights: below the log normaliser by the divergence of q from p."""
-        return float(self.log_weights.double().mean())
+        return self.weighted.elbo
 
-    @cached_property
+    @property
     def elbo_se(self) -> float:
         """Standard error of the bound."""
-        return float(self.log_weights.double().std() / math.sqrt(len(self.log_weights)))
+        return self.weighted.elbo_se
 
-    @cached_property
+    @property
     def log_normaliser(self) -> float:
-        r"""The importance-weighted estimate of :math:`\log \int p`."""
-        return float(self.log_weights.double().logsumexp(0)) - math.log(len(self.log_weights))
+        r"""The importance-weighted estimate of :math:`\log \int p`, with the smoothed weights."""
+        return self.weighted.log_evidence
 
-    @cached_property
+    @property
     def log_normaliser_se(self) -> float:
         """Its standard error (delta method), which means nothing where k-hat is above 0.7."""
-        shares = self.log_weights.double().softmax(0) * len(self.log_weights)
-        return float(shares.std() / math.sqrt(len(shares)))
+        return self.weighted.log_evidence_se
 
-    @cached_property
+    @property
     def ess(self) -> float:
         """Effective number of the draws, by their smoothed weights."""
-        return float(1 / self.smoothed.double().exp().square().sum())
+        return self.weighted.ess
 
     @property
     def verdict(self) -> str:
         """Whether to believe the fit, in plain words."""
-        return verdict_on(self.khat, len(self.log_weights), stopped=self.record.stopped)
+        held = self.weighted
+        return verdict_on(held.khat, len(held.draws), largest=held.largest, stopped=self.record.stopped)
 
     def extra_repr(self) -> str:
         return (
@@ -202,8 +206,8 @@ def fit_density(
     if start not in ("auto", "mode", "prior", "wide"):
         raise UserError(f"start must be 'auto', 'mode', 'prior' or 'wide', not {start!r}")
     rich = {"transforms": 3, "hidden_features": (32, 32)} if dim <= MOST_COVERED else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    _check_fit_options(fit or {})
+    with seeded(seed):
         family = VariationalFlow(_program(dim, support), **{"backbone": backbone, "gate": None, **rich, **(flow or {})})
         family.to(dtype=dtype or torch.get_default_dtype(), device=device)
         _check(log_density, family.sample((_PROBED,)))
@@ -215,7 +219,21 @@ def fit_density(
         seconds=60.0 if seconds is None and steps is None else seconds,
         steps=steps,
     )
-    return FittedDensity(family, search.run(objective, start), *_weigh(family, log_density, draws, seed))
+    record = search.run(objective, start)
+    points, log_q, log_p = weighted_draws(family, log_density, draws, seed=seed + 7919)
+    log_weights = (log_p - log_q).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    return FittedDensity(family, record, points, log_weights)
+
+
+def _check_fit_options(fit: dict[str, Any]) -> None:
+    """Refuse options of the fit that have an argument of their own.
+
+    Raises:
+        UserError: There is one.
+    """
+    for name in ("seconds", "steps", "particles", "objective", "start", "seed", "progress"):
+        if name in fit:
+            raise UserError(f"fit has {name!r}, which is an argument of fit_density itself; give it there")
 
 
 def _program(dim: int, support: constraints.Constraint) -> Program:
@@ -276,18 +294,3 @@ def _check(log_density: LogDensity, points: Tensor) -> None:
     (slope,) = torch.autograd.grad(found.sum(), held, allow_unused=True)
     if slope is None or bool(slope[found.isfinite()].isnan().any()):
         raise UserError("the gradient of log_density is not a number where its value is finite")
-
-
-@torch.no_grad()
-def _weigh(flow: VariationalFlow, log_density: LogDensity, draws: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Fresh draws ``[S, D]`` and their log weights ``[S]``."""
-    points, log_weights = [], []
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed + 7919)
-        for first in range(0, draws, _AT_ONCE):
-            value, log_q = flow.rsample_and_log_prob((min(_AT_ONCE, draws - first),))
-            points.append(value)
-            log_weights.append(
-                (log_density(value) - log_q).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-            )
-    return torch.cat(points), torch.cat(log_weights)

@@ -14,8 +14,8 @@ from emfc.layers.log_joint import LogJoint
 from emfc.layers.structured import StructuredLayer
 from emfc.program.condition import condition
 from emfc.program.errors import CompileError
-from emfc.program.ir import Program, SiteRecord
-from emfc.program.target import Target
+from emfc.program.ir import Program
+from emfc.program.target import Target, without_adjustment
 
 if TYPE_CHECKING:
     from emfc.inference.posterior import Posterior
@@ -114,14 +114,9 @@ def unadjusted(target: Target) -> Program:
 
     Improper priors are as in `Target.prior`.
     """
-    sites = tuple(_plain(site) for site in target.program.sites)
+    sites = tuple(without_adjustment(site) for site in target.program.sites)
     dropped = [index for index, site in enumerate(sites) if site.observed]
     return condition(replace(target.program, sites=sites), {}, dropped)
-
-
-def _plain(site: SiteRecord) -> SiteRecord:
-    held = site.specification
-    return replace(site, specification=held.children["base"] if held.family == "Adjusted" else held, adjustment=None)
 
 
 def _size(shape: tuple[int, ...]) -> int:

@@ -40,7 +40,7 @@ class VariationalFlow(nn.Module):
         gate: Gates of the program's layer: ``"site"``, ``"element"`` or None.
         gate_form: ``"parameter"`` (a gate acts on location and scale of a site that has these) or ``"value"``.
         informed: Whether sites see location and scale of their own conditionals (`emfc.inference.informed`): T is then
-            the informed layer.
+            the informed layer, whose gates are of the form ``"parameter"``.
         transforms: Number of layers of B.
         hidden_features: Widths of the hyper-networks; left out, by the number of elements.
         context_features: Width of the context that conditions A and B; 0 for none.
@@ -83,6 +83,8 @@ class VariationalFlow(nn.Module):
         optimize: bool = True,
     ) -> None:
         super().__init__()
+        if informed and gate_form != "parameter":
+            raise UserError("informed=True has gates on location and scale; leave gate_form out")
         self.backbone_name, self.context_features = backbone, context_features
         self.layer = StructuredLayer(program, gate=gate, gate_form=gate_form, optimize=optimize)
         width = self.layer.noise_dim
@@ -105,8 +107,10 @@ class VariationalFlow(nn.Module):
         )
         if affine not in (None, "full", "diagonal"):
             raise UserError(f"affine must be 'full', 'diagonal' or None, not {affine!r}")
-        diagonal = affine == "diagonal" if affine else width > _LARGEST_TRIANGLE
-        diagonal = {"meanfield": True, "lowrank": True, "mvn": False}.get(backbone, diagonal)
+        fixed = {"meanfield": "diagonal", "lowrank": "diagonal", "mvn": "full"}.get(backbone, affine)
+        if affine not in (None, fixed):
+            raise UserError(f"the affine layer of backbone={backbone!r} is {fixed}; leave affine out")
+        diagonal = fixed == "diagonal" if fixed else width > _LARGEST_TRIANGLE
         self.affine = Affine(width, diagonal=diagonal, context_features=context_features, mask=mask)
         self.informed = Informed(self.layer) if informed else None
         dtype = getattr(torch, program.dtype)

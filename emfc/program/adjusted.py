@@ -35,12 +35,13 @@ def describe_target(site: RawSite, capture: Capture[T]) -> Description[T]:
         read = describe_data if site.given or site.observed else describe
         base = read(held, capture, missing)
         rank = site.value.ndim - len(unwrapped(held).event_shape)
+    dims = 0 if site.adjustment == "pyro.factor" else _inside(held)
     parameters: dict[str, T] = {}
     if site.observed and site.adjustment != "pyro.factor":
         parameters["value"] = capture(site.value, site.value.ndim)
     if not (isinstance(site.scale, (int, float)) and site.scale == 1):
-        parameters["scale"] = capture(torch.as_tensor(site.scale), rank)
-    masks = [_aligned(mask, 0 if site.adjustment == "pyro.factor" else _inside(held)) for mask in site.masks]
+        parameters["scale"] = capture(_aligned(site.scale, dims), rank)
+    masks = [_aligned(mask, dims) for mask in site.masks]
     masks += _own_masks(held)
     if masks:
         joint = masks[0]
@@ -67,7 +68,7 @@ def _own_masks(distribution: Distribution) -> list[Tensor]:
     return masks
 
 
-def _aligned(mask: Any, dims: int) -> Tensor:
-    """A mask of batches as one of their independent elements."""
-    held = torch.as_tensor(mask)
+def _aligned(value: Any, dims: int) -> Tensor:
+    """A mask or scale of batches as one of their independent elements."""
+    held = torch.as_tensor(value)
     return held.reshape(tuple(held.shape) + (1,) * dims)

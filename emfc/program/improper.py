@@ -7,32 +7,23 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.distributions.torch import Independent as PyroIndependent
-from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from pyro.distributions.transforms import CholeskyTransform
 from torch.distributions import Distribution, biject_to
 
 from emfc.program.errors import CompileError
+from emfc.program.specification import unwrapped
 
 __all__ = ["IMPROPER", "is_improper", "stand_in"]
 
 IMPROPER = "an improper prior"
 """What changes the log density of a site whose prior is not normalised."""
 
-_WRAPPERS = (torch.distributions.Independent, PyroIndependent, ExpandedDistribution, MaskedDistribution)
 _LOWER = (type(constraints.lower_cholesky), type(constraints.softplus_lower_cholesky))
-
-
-def _inner(distribution: Distribution) -> Distribution:
-    inner: Any = distribution
-    while isinstance(inner, _WRAPPERS):
-        inner = inner.base_dist
-    return inner  # type: ignore[no-any-return]
 
 
 def is_improper(distribution: Distribution) -> bool:
     """Whether a distribution is flat on its support, and not normalised."""
-    return isinstance(_inner(distribution), dist.ImproperUniform)
+    return isinstance(unwrapped(distribution), dist.ImproperUniform)
 
 
 def stand_in(distribution: Distribution) -> Distribution:
@@ -46,7 +37,7 @@ def stand_in(distribution: Distribution) -> Distribution:
         CompileError: There is no map to the support (E-NOCDF).
     """
     held: Any = distribution
-    inner: Any = _inner(distribution)
+    inner: Any = unwrapped(distribution)
     support, shape = inner.support, held.batch_shape + held.event_shape
     made: Any
     if isinstance(support, (type(constraints.positive_definite), *_LOWER)):

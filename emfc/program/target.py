@@ -13,7 +13,7 @@ from emfc.program.errors import CompileError
 from emfc.program.improper import IMPROPER
 from emfc.program.ir import Operand, Program, SiteRecord, Specification
 
-__all__ = ["Target"]
+__all__ = ["Target", "without_adjustment"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Target:
         Raises:
             CompileError: No latent site is left (E-STRUCT).
         """
-        sites = tuple(_prior_site(site) for site in self.program.sites)
+        sites = tuple(without_adjustment(site) for site in self.program.sites)
         dropped = [index for index, site in enumerate(sites) if site.observed]
         values = {index: np.asarray(value.double().numpy()) for index, value in self.data.items()}
         summed = self.summed()
@@ -98,6 +98,7 @@ def _places(site: SiteRecord) -> range:
     return range(site.start, site.start + site.size)
 
 
-def _prior_site(site: SiteRecord) -> SiteRecord:
+def without_adjustment(site: SiteRecord) -> SiteRecord:
+    """A site with its own distribution, whatever scales or masks its log density."""
     held = site.specification
     return replace(site, specification=held.children["base"] if held.family == "Adjusted" else held, adjustment=None)

@@ -81,10 +81,11 @@ def compare_densities(
     """
     wanted = torch.tensor([[float(term) for term in row.values()] for row in expected], dtype=torch.float64)
     total: Tensor | None = None
+    failure: Exception | None = None
     try:
         total = density.at(values, parameters)
-    except _FAILURES:
-        pass  # some term cannot be computed; which, is found below
+    except _FAILURES as error:
+        failure = error  # some term cannot be computed; which, is found below
     if total is not None and _agree(total.double(), wanted.sum(-1), 1 + wanted.abs().sum(-1), _SUM[program.dtype]):
         return
     found = torch.zeros_like(wanted)
@@ -100,6 +101,12 @@ def compare_densities(
         found[:, place] = terms
         if not _agree(terms, wanted[:, place], 1 + wanted[:, place].abs(), _TERM[program.dtype]):
             raise _another(record)
+    if failure is not None:
+        raise CompileError(
+            "E-VERIFY",
+            f"the compiled log density cannot be computed ({type(failure).__name__}: {failure})",
+            advice="report this program",
+        ) from failure
     if total is not None and not _agree(total.double(), found.sum(-1), 1 + found.abs().sum(-1), _SUM[program.dtype]):
         raise CompileError(
             "E-VERIFY",

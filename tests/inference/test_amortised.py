@@ -98,7 +98,8 @@ def mixture(y: Tensor) -> None:
         pyro.sample("y", dist.Normal(mean + 4 * z, 0.5), obs=y)
 
 
-@pytest.mark.parametrize("name", ["two_modes", pytest.param("mixture", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["two_modes", "mixture"])
 def test_mixtures(name: str) -> None:
     model: Any = {"two_modes": two_modes, "mixture": mixture}[name]
     y = torch.tensor(1.5) if name == "two_modes" else torch.tensor([0.3, 0.1, 4.4, -0.2, 0.4, 4.0])

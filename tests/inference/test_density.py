@@ -143,7 +143,7 @@ def test_a_classic_density(name):
 def test_what_a_fit_tells(fitted_normal):
     assert fitted_normal.points.shape == (10_000, 3)
     assert fitted_normal.log_weights.shape == (10_000,)
-    torch.testing.assert_close(fitted_normal.smoothed.exp().sum(), torch.tensor(1.0))
+    torch.testing.assert_close(fitted_normal.weighted.smoothed.exp().sum(), torch.tensor(1.0))
     torch.testing.assert_close(
         fitted_normal.log_weights,
         normal(fitted_normal.points) - fitted_normal.log_prob(fitted_normal.points),
@@ -154,7 +154,7 @@ def test_what_a_fit_tells(fitted_normal):
     assert fitted_normal.elbo_se >= 0
     assert fitted_normal.log_normaliser_se >= 0
     assert "log_normaliser" in repr(fitted_normal)
-    again = fitted_normal.resample(2000, generator=torch.Generator().manual_seed(0))
+    again = fitted_normal.resample(2000, seed=0)
     torch.testing.assert_close(again.mean(0), MEAN, atol=0.15, rtol=0)
 
 
@@ -259,3 +259,9 @@ def test_wrong_options_are_told(options, words):
 
 def test_is_exported():
     assert emfc.fit_density is fit_density
+
+
+@pytest.mark.parametrize("name", ["seconds", "steps", "start", "seed"])
+def test_options_of_its_own_are_not_options_of_the_fit(name):
+    with pytest.raises(UserError, match=name):
+        fit_density(lambda x: -x.square().sum(-1), 2, steps=1, fit={name: 1})

@@ -134,7 +134,7 @@ def flow_of(dim: int) -> VariationalFlow:
     return VariationalFlow(parse_target(model, torch.zeros(dim)).prior(), backbone="meanfield")
 
 
-@pytest.mark.parametrize("chains", [1, 4])
+@pytest.mark.parametrize("chains", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_the_sampler_adapts_to_scales(chains: int) -> None:
     torch.set_default_dtype(torch.float64)
     target = Correlated(5)

@@ -379,3 +379,16 @@ def test_random_relations_are_kept(data):
 def test_options_without_meaning_are_refused(options):
     with pytest.raises(UserError):
         build("learned", **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"backbone": "mvn", "affine": "diagonal"},
+        {"backbone": "meanfield", "affine": "full"},
+        {"informed": True, "gate_form": "value"},
+    ],
+)
+def test_options_that_contradict_each_other(options):
+    with pytest.raises(UserError, match="leave"):
+        VariationalFlow(parse_target(schools).prior(), **options)

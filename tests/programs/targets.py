@@ -77,6 +77,13 @@ def scaled_by_a_tensor(y):
         pyro.sample("y", dist.Laplace(a, 1.5), obs=y)
 
 
+def scaled_vectors_by_a_tensor(y):
+    """A scale for each batch, above events of two independent numbers."""
+    a = pyro.sample("a", dist.Normal(0.0, 1.0))
+    with poutine.scale(scale=torch.tensor([1.0, 2.0])):
+        pyro.sample("y", dist.Normal(a * torch.ones(2, 2), 1.0).to_event(1), obs=y.reshape(2, 2))
+
+
 def scaled_twice(y):
     a = pyro.sample("a", dist.Normal(0.0, 1.0))
     with poutine.scale(scale=2.0), poutine.scale(scale=0.5), poutine.scale(scale=torch.tensor(0.3)):
@@ -318,6 +325,7 @@ TARGETS: dict[str, Program] = {
     "factors_in_a_loop": Program(factors_in_a_loop, (Y,)),
     "scaled_by_a_number": Program(scaled_by_a_number, (Y,)),
     "scaled_by_a_tensor": Program(scaled_by_a_tensor, (Y,)),
+    "scaled_vectors_by_a_tensor": Program(scaled_vectors_by_a_tensor, (Y,)),
     "scaled_twice": Program(scaled_twice, (Y,)),
     "scaled_by_a_latent": Program(scaled_by_a_latent, (Y,)),
     "masked_by_false": Program(masked_by_false, (Y,)),
