@@ -51,6 +51,7 @@ _HOMES = {
     "fit": "emfc.training",
     "fit_density": "emfc.inference",
     "infer": "emfc.inference",
+    "inference": "emfc.inference",
     "load": "emfc.flows",
     "parse": "emfc.compiler",
     "save": "emfc.flows",
@@ -64,4 +65,4 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'emfc' has no attribute {name!r}")
     home = importlib.import_module(_HOMES[name])
-    return home if name in ("testing", "transforms") else getattr(home, name)
+    return home if name in ("inference", "testing", "transforms") else getattr(home, name)

@@ -29,7 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "compiler": {"program", "passes", "layers"},
     "flows": {"special", "program", "transforms", "distributions", "layers", "compiler", "data"},
     "training": {"flows", "data"},
-    "inference": {"special", "program", "transforms", "distributions", "layers", "compiler", "flows", "data"},
+    "inference": {"special", "program", "passes", "transforms", "distributions", "layers", "compiler", "flows", "data"},
     "data": set(),
 }
 ROOMS["report"] = set(ROOMS)

@@ -13,7 +13,7 @@ from torch.distributions import biject_to, constraints, transform_to
 from emfc.flows.composition import Chain
 from emfc.special.precision import eager
 
-__all__ = ["ExampleSupport", "FlowDistribution"]
+__all__ = ["ExampleSupport", "FlowDistribution", "standard_normal_log_density"]
 
 
 class ExampleSupport(constraints.Constraint):
@@ -107,7 +107,7 @@ class FlowDistribution(TorchDistribution):
         """Draws examples and their log densities (nats) in one pass."""
         noise = self._draw_noise(sample_shape)
         value, ladj = self.transform.call_and_ladj(noise)
-        return value, _standard_normal_log_density(noise) - ladj
+        return value, standard_normal_log_density(noise) - ladj
 
     def log_prob(self, value: Tensor) -> Tensor:
         r"""Log density (nats) of examples ``[*, D]``: :math:`\log \phi(e) + \log |\partial e / \partial x|`.
@@ -141,8 +141,8 @@ class FlowDistribution(TorchDistribution):
         noise: Tensor
         ladj: Tensor
         noise, ladj = self.transform.inv.call_and_ladj(value)
-        return _standard_normal_log_density(noise) + ladj
+        return standard_normal_log_density(noise) + ladj
 
 
-def _standard_normal_log_density(noise: Tensor) -> Tensor:
+def standard_normal_log_density(noise: Tensor) -> Tensor:
     return -0.5 * (noise.square().sum(dim=-1) + noise.shape[-1] * math.log(2 * math.pi))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,12 +14,11 @@ from torch.distributions import Transform, biject_to, constraints
 
 from emfc.errors import UserError
 from emfc.inference.variational import VariationalFlow
-from emfc.layers.latents import Gates
 
-__all__ = ["Coordinates", "FlowDistribution", "GuideTransform", "SiteCoordinates"]
+__all__ = ["Coordinates", "GuideDistribution", "GuideTransform", "SiteCoordinates"]
 
 
-class FlowDistribution(TorchDistribution):
+class GuideDistribution(TorchDistribution):
     """A variational flow as a distribution of vectors ``[D]``; draws know their own log density.
 
     Args:
@@ -36,9 +36,9 @@ class FlowDistribution(TorchDistribution):
         self._drawn: tuple[Tensor, Tensor] | None = None
         super().__init__(torch.Size(batch_shape), torch.Size((flow.dim,)), validate_args=False)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowDistribution:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> GuideDistribution:
         """The same flow with independent copies of another shape."""
-        return FlowDistribution(self.flow, self.context, batch_shape)
+        return GuideDistribution(self.flow, self.context, batch_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Differentiable draws ``[*, D]``."""
@@ -57,7 +57,7 @@ class FlowDistribution(TorchDistribution):
 
 
 def _spread(context: Tensor | None, shape: torch.Size) -> Tensor | None:
-    return context if context is None or context.ndim > 1 else context.expand(*shape, context.shape[-1])
+    return None if context is None else context.expand(*shape, context.shape[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +111,7 @@ class Coordinates:
             UserError: Pyro has no map from the real numbers to a site's support.
         """
         self.sites: list[SiteCoordinates] = []
+        self.prototype = flow.layer.supports.prototype(_like(flow))
         free = 0
         moving = dict(_moving(flow))
         for name, (start, shape) in flow.layer.packing.places.items():
@@ -152,27 +153,31 @@ class Coordinates:
         for site in self.sites:
             known = flat
             if site.moving is not None:
-                done = torch.cat(parts, -1) if parts else flat[:, :0]
-                known = torch.cat([done, flat.new_zeros(len(flat), self.example_dim - done.shape[-1])], -1)
+                rest = self.prototype.to(flat)[:, site.start :].expand(len(flat), -1)
+                known = torch.cat([*parts, rest], -1)
             parts.append(site.transform(known)(site.free(flat)).reshape(len(flat), -1))
         return torch.cat(parts, -1).reshape(*coordinates.shape[:-1], self.example_dim)
 
 
+def _like(flow: VariationalFlow) -> Tensor:
+    """A tensor with dtype and device of the program."""
+    return next(flow.layer.parameters(), torch.zeros(0, dtype=getattr(torch, flow.layer.program.dtype)))
+
+
 def _moving(flow: VariationalFlow) -> Iterator[tuple[str, Callable[[Tensor], dict[str, Tensor]]]]:
-    """Names of the sites whose support depends on other sites, with the bounds of their support."""
+    """Names of the sites whose support may depend on other sites, with the bounds of their support.
+
+    What reads no site has one row, however many examples there are; so the bounds' rows tell what their parameters
+    read, whatever their values.
+    """
     layer = flow.layer
-    like = torch.zeros(0, dtype=getattr(torch, layer.program.dtype))
-    held = next(layer.parameters(), like)
-    values = layer.supports.prototype(held)
+    values = layer.supports.prototype(_like(flow))
     with torch.no_grad():
-        flat = layer.flat_parameters(values)
-        noise = torch.randn(1, layer.noise_dim, generator=torch.Generator().manual_seed(7919), dtype=torch.float64)
-        second, _ = layer._sampling(noise.to(values), flat, Gates(None))
-        both = layer.plan.environment(torch.cat([values, second]), flat)
+        both = layer.plan.environment(torch.cat([values, values]), layer.flat_parameters(values))
     for kernel in (*layer.plan.ordinary, *layer.plan.mixtures):
         with torch.no_grad():
             bounds = _bounds(layer.supports.at(kernel, both).codomain).values()
-        if all(bound.ndim == 0 or bound.shape[0] == 1 or bool((bound[0] == bound[1]).all()) for bound in bounds):
+        if all(bound.ndim == 0 or bound.shape[0] == 1 for bound in bounds):
             continue
         for row, index in enumerate(kernel.held.sites):
 
@@ -230,7 +235,10 @@ class GuideTransform(Transform):
     def __init__(self, flow: VariationalFlow, coordinates: Coordinates, context: Tensor | None = None) -> None:
         super().__init__()
         self.flow, self.coordinates, self.context = flow, coordinates, context
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[weakref.ref[Tensor], list[Any], Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_last": None}  # type: ignore[no-untyped-call]
 
     def call_and_ladj(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Coordinates of noise and the log-Jacobian."""
@@ -241,8 +249,15 @@ class GuideTransform(Transform):
 
     def _call(self, x: Tensor) -> Tensor:
         value, ladj = self.call_and_ladj(x)
-        self._last = x, ladj
+        self._last = weakref.ref(value, self._forget), self._versions(x), ladj
         return value
+
+    def _forget(self, _: Any) -> None:
+        self._last = None
+
+    def _versions(self, x: Tensor) -> list[Any]:
+        """What changes when the noise is another, or the flow was trained."""
+        return [id(x), x._version, *((id(value), value._version) for value in self.flow.parameters())]
 
     def _inverse(self, y: Tensor) -> Tensor:
         examples = self.coordinates.constrain(y)
@@ -250,9 +265,9 @@ class GuideTransform(Transform):
         return noise
 
     def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        """Log-Jacobian ``[*]``; that of the last noise mapped was computed with it."""
-        if self._last is not None and self._last[0] is x:
-            return self._last[1]
+        """Log-Jacobian ``[*]``; that of the last noise mapped is kept while its value lives and the flow stays."""
+        if self._last is not None and self._last[0]() is y and self._last[1] == self._versions(x):
+            return self._last[2]
         return self.call_and_ladj(x)[1]
 
     def with_cache(self, cache_size: int = 1) -> GuideTransform:

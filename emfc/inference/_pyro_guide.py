@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
+import functools
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from typing import Any, Self
@@ -12,20 +13,20 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer.autoguide.guides import AutoContinuous
+from pyro.params import param_with_module_name
 from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.runtime import am_i_wrapped
 from torch import Tensor, nn
 
 from emfc.errors import UserError
-from emfc.inference._pyro import Coordinates, FlowDistribution, GuideTransform
+from emfc.inference._pyro import Coordinates, GuideDistribution, GuideTransform
 from emfc.inference._pyro_model import read_model, vectorised_plates
 from emfc.inference.amortised import Amortiser, data_vector
 from emfc.inference.variational import VariationalFlow
 from emfc.program.errors import CompileError
-from emfc.program.target import Target
 
 __all__ = ["FlowGuide"]
 
-_NUMBERS = itertools.count()
 _DRAWS = 4096
 
 
@@ -49,15 +50,13 @@ class FlowGuide(AutoContinuous):
         **options: Any,
     ) -> None:
         super().__init__(model)  # type: ignore[no-untyped-call]
-        number = next(_NUMBERS)
-        self._pyro_name = name or (f"EMFGuide_{number}" if number else "EMFGuide")
+        self._pyro_name = name or _name_of(model)
         self.create_plates = create_plates
         self._original = (model,)
         self._options = {"backbone": backbone, "gate": gate, **options}
         if informed:
             self._options["informed"] = informed
         self._amortize = (amortize,)
-        self._target: Target | None = None
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._coordinates: Coordinates | None = None
 
@@ -98,7 +97,7 @@ class FlowGuide(AutoContinuous):
         _check_sites(flow, reading.trace)
         self.flow = flow
         self.amortiser = amortiser
-        self._target, self._arguments, self._coordinates = target, (args, dict(kwargs)), None
+        self._arguments, self._coordinates = (args, dict(kwargs)), None
         self._read_prototype(reading.trace)
         if self.master is None:
             with poutine.block():
@@ -167,9 +166,10 @@ class FlowGuide(AutoContinuous):
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
+        self._check_store()
         name = f"_{self._pyro_name}_latent"
         with self._as_deep_as_the_model(name):
-            flow = FlowDistribution(self.flow, self._context(args, kwargs))
+            flow = GuideDistribution(self.flow, self._context(args, kwargs))
             latent = pyro.sample(name, flow, infer={"is_auxiliary": True})
         plates = self._create_plates(*args, **kwargs)  # type: ignore[no-untyped-call]
         result = {}
@@ -180,6 +180,22 @@ class FlowGuide(AutoContinuous):
                     stack.enter_context(plates[frame.name])
                 result[name] = pyro.sample(name, dist.Delta(value, event_dim=event_dim))
         return result
+
+    def _check_store(self) -> None:
+        """Refuses to train where Pyro's parameter store holds other parameters under the guide's name."""
+        if not (torch.is_grad_enabled() and am_i_wrapped()) or pyro.settings.get("module_local_params"):
+            return
+        stored = pyro.get_param_store()._params
+        for part in ("flow", "amortiser"):
+            module = getattr(self, part)
+            for path, value in () if module is None else module.named_parameters():
+                full = param_with_module_name(f"{self._pyro_name}.{part}", path)
+                if value.requires_grad and stored.get(full, value) is not value:
+                    raise UserError(
+                        f"Pyro's parameter store holds other parameters under the name {self._pyro_name!r}; give each "
+                        "guide a name=, clear the store, or load them by pyro.module("
+                        f"'{self._pyro_name}.{part}', guide.{part}, update_module_params=True)"
+                    )
 
     def _as_deep_as_the_model(self, name: str) -> Any:
         """A plate of one row at the model's outermost plate, so that Pyro makes room for all of its plates."""
@@ -230,6 +246,14 @@ class FlowGuide(AutoContinuous):
         held = torch.as_tensor(quantiles, dtype=like.dtype, device=like.device).reshape(-1)
         examples = coordinates.constrain(torch.quantile(free, held, dim=0))
         return self.flow.layer.unpack(examples)
+
+
+def _name_of(model: Any) -> str:
+    """A name for the guide of a model, the same in every process."""
+    while isinstance(model, functools.partial):
+        model = model.func
+    name = getattr(model, "__name__", type(model).__name__)
+    return "EMFGuide_" + re.sub(r"\W", "", name)
 
 
 def _check_sites(flow: VariationalFlow, trace: Any) -> None:

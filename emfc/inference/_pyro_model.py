@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from emfc.compiler import parse_target
+from emfc.passes.nodes import ancestors
 from emfc.program.errors import CompileError
 from emfc.program.specification import unwrapped
 from emfc.program.target import Target
@@ -50,14 +51,16 @@ def read_model(
             compiled program are left out.
 
     Raises:
-        CompileError: The program cannot be compiled, or a discrete latent site has too many values.
+        CompileError: The program cannot be compiled, or a discrete latent site has too many values or is read nowhere.
     """
     with poutine.block(), torch.enable_grad():
-        target = _parse(model, args, kwargs, with_data)
+        target, whole = _parse(model, args, kwargs, with_data)
         trace = _prototype(model, target, args, kwargs)
     sites = [target.program.sites[index] for index in target.latent()]
     summed = {site.name for site in sites if site.discrete}
     kept = {site.name for site in sites if not site.discrete}
+    if summed and whole:
+        _check_read(target)
     nesting = 0
     for name, site in list(trace.nodes.items()):
         if site["type"] != "sample":
@@ -81,16 +84,35 @@ def vectorised_plates(site: Any) -> list[Any]:
     return [frame for frame in site["cond_indep_stack"] if frame.vectorized]
 
 
-def _parse(model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], with_data: bool) -> Target:
+def _parse(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], with_data: bool
+) -> tuple[Target, bool]:
+    """The target, and whether its data are in it."""
     try:
-        return parse_target(model, *args, **kwargs)
+        return parse_target(model, *args, **kwargs), True
     except CompileError as error:
         if with_data or error.code not in _OF_DATA:
             raise
         try:
-            return parse_target(poutine.block(model, hide_fn=_is_data), *args, **kwargs)
+            return parse_target(poutine.block(model, hide_fn=_is_data), *args, **kwargs), False
         except CompileError:
             raise error from None
+
+
+def _check_read(target: Target) -> None:
+    """Refuses discrete latent sites that nothing reads: no density that sums them out says anything of them."""
+    read = {parent for parents in ancestors(target.program) for parent in parents}
+    for index in target.latent():
+        site = target.program.sites[index]
+        if site.discrete and index not in read:
+            raise CompileError(
+                "E-DISCRETE",
+                f"the latent site {site.name!r} is discrete and nothing depends on it, so that it cannot be inferred",
+                site=site.name,
+                location=site.location,
+                source=site.source,
+                advice="observe it, or leave it out and draw it afterwards",
+            )
 
 
 def _is_data(msg: Any) -> bool:

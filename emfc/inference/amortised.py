@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,14 +11,11 @@ from torch import Tensor, nn
 
 from emfc.errors import UserError
 from emfc.inference.encoders import SetNetwork, perceptron, rows_of
-from emfc.inference.fitting import FitRecord
-from emfc.inference.variational import VariationalFlow
-from emfc.layers.log_joint import LogJoint
-from emfc.layers.structured import StructuredLayer
+from emfc.inference.predictive import JointProgram
 from emfc.program.errors import CompileError
 from emfc.program.target import Target
 
-__all__ = ["Amortiser", "Simulator", "data_vector", "fit_amortised"]
+__all__ = ["Amortiser", "data_vector", "simulator"]
 
 
 class Amortiser(nn.Module):
@@ -133,8 +127,8 @@ def data_vector(
     return torch.cat([found[name].reshape(-1).to(torch.get_default_dtype()) for name in sites])
 
 
-class Simulator:
-    """Joint draws of a model's latent sites and data, through its compiled program.
+def simulator(target: Target) -> JointProgram:
+    """What draws a model's latent sites and data together.
 
     Args:
         target: The model.
@@ -143,125 +137,12 @@ class Simulator:
         UserError: The model cannot be simulated: it has factors, masks, scales, improper priors or computed data, or a
             family without a transform.
     """
-
-    def __init__(self, target: Target) -> None:
-        program = target.program
-        for site in program.sites:
-            if site.observed or site.adjustment is not None or site.specification.family == "Adjusted":
-                told = site.adjustment or "a computed or weighted observation"
-                raise UserError(
-                    f"the model cannot be simulated: site {site.name!r} has {told}; train the guide with "
-                    "objective='elbo' on data sets of your own (datasets=...)"
-                )
-        try:
-            self.layer = StructuredLayer(replace(program)).requires_grad_(False)
-        except CompileError as error:
-            raise UserError(
-                f"the model cannot be simulated by its compiled program ({error}); train the guide with "
-                "objective='elbo' on data sets of your own (datasets=...)"
-            ) from error
-        self.data = [program.sites[index].name for index in sorted(target.data)]
-        self.latent = [name for name in self.layer.example_sites if name not in self.data]
-
-    def __call__(self, count: int, generator: torch.Generator, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Latent values ``[count, D]`` and data ``[count, O]``."""
-        noise = torch.randn(count, self.layer.noise_dim, generator=generator, dtype=like.dtype, device=like.device)
-        with torch.no_grad():
-            held = self.layer.unpack(self.layer()(noise))
-        flat = {name: value.reshape(count, -1).to(like) for name, value in held.items()}
-        return torch.cat([flat[name] for name in self.latent], -1), torch.cat([flat[name] for name in self.data], -1)
-
-
-def fit_amortised(
-    flow: VariationalFlow,
-    amortiser: Amortiser,
-    log_joint: LogJoint,
-    *,
-    seconds: float | None = None,
-    steps: int | None = None,
-    particles: int = 256,
-    objective: str = "auto",
-    seed: int = 0,
-    datasets: Tensor | None = None,
-    progress: Callable[[int, float], None] | None = None,
-) -> FitRecord:
-    r"""Train a conditional flow q(x | y) for all data.
-
-    ``"forward"`` minimises :math:`E_{p(x, y)}[-\log q(x \mid y)]` over simulations of the model, ``"elbo"`` maximises
-    :math:`E_y E_{q(x \mid y)}[\log p(x, y) - \log q(x \mid y)]` over simulated or given data sets; ``"auto"`` is the
-    first, or the second where data sets are given.
-
-    Args:
-        flow: The flow, with a context.
-        amortiser: From data to context.
-        log_joint: The model's log joint density.
-        seconds: Wall time at most.
-        steps: Number of optimiser steps at most; 3,000 where neither is given.
-        particles: Simulations per step.
-        objective: ``"auto"``, ``"forward"`` or ``"elbo"``.
-        seed: Of the random numbers.
-        datasets: Flat data sets ``[S, O]``, for the ELBO.
-        progress: Called with the step and minus the loss there.
-
-    Raises:
-        UserError: Another objective, or a model that cannot be simulated without data sets.
-    """
-    if objective not in ("auto", "forward", "elbo"):
-        raise UserError(f"the objective of an amortised guide is 'auto', 'forward' or 'elbo', not {objective!r}")
-    if objective == "auto":
-        objective = "forward" if datasets is None else "elbo"
-    if datasets is not None and objective == "forward":
-        raise UserError("the forward objective simulates its data; give datasets with objective='elbo'")
-    like = next(flow.parameters())
-    generator = torch.Generator(device=like.device).manual_seed(seed)
-    simulator = Simulator(log_joint.target) if datasets is None else None
-    if simulator is not None:
-        simulator.layer.to(like.device)
-
-    def draw(count: int) -> tuple[Tensor | None, Tensor]:
-        if simulator is not None:
-            return simulator(count, generator, like)
-        held = torch.zeros(0) if datasets is None else datasets.to(like)
-        rows = torch.randint(len(held), (count,), generator=generator, device=like.device)
-        return None, held[rows]
-
-    def bound(data: Tensor) -> Tensor:
-        value, log_q = flow.rsample_and_log_prob((), amortiser(data))
-        held: Tensor = log_joint(value, data)
-        return held - log_q
-
-    began, history = time.perf_counter(), []
-    amortiser.standardise(draw(4096)[1])
-    parameters = [*flow.parameters(), *amortiser.parameters()]
-    optimiser = torch.optim.Adam(parameters, lr=3e-3)
-    total = steps if steps is not None else (3000 if seconds is None else None)
-    number, done, stopped = 0, 0.0, "budget"
-    while done < 1:
-        number += 1
-        values, data = draw(particles)
-        gain = bound(data) if values is None or objective == "elbo" else flow.log_prob(values, amortiser(data))
-        kept = gain[gain.isfinite()]
-        loss = -kept.mean()
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 10.0)
-        spent = time.perf_counter() - began
-        done = max(number / total if total is not None else 0.0, spent / seconds if seconds is not None else 0.0)
-        for group in optimiser.param_groups:
-            group["lr"] = 3e-3 * max(0.5 * (1 + math.cos(math.pi * min(done, 1.0))), 1e-2)
-        optimiser.step()
-        if number % 50 == 0:
-            history.append((number, -float(loss)))
-            if progress is not None:
-                progress(number, -float(loss))
-    with torch.no_grad():
-        terms = bound(draw(4096)[1])
-    return FitRecord(
-        elbo=float(terms.mean()),
-        elbo_se=float(terms.std() / math.sqrt(len(terms))),
-        steps=number,
-        seconds=time.perf_counter() - began,
-        start="prior",
-        stopped=stopped,
-        history=history,
-    )
+    advice = "train the guide with objective='elbo' on data sets of your own (datasets=...)"
+    for site in target.program.sites:
+        if site.observed or site.adjustment is not None or site.specification.family == "Adjusted":
+            told = site.adjustment or "a computed or weighted observation"
+            raise UserError(f"the model cannot be simulated: site {site.name!r} has {told}; {advice}")
+    try:
+        return JointProgram(target)
+    except CompileError as error:
+        raise UserError(f"the model cannot be simulated by its compiled program ({error}); {advice}") from error

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from emfc import __version__
 from emfc.errors import UserError
+from emfc.inference.predictive import predictive_at
 
 if TYPE_CHECKING:
     from emfc.inference.posterior import Posterior
@@ -24,19 +25,21 @@ def to_inference_data(posterior: Posterior, *, predictive: int = 0, seed: int = 
     """The InferenceData of a posterior; see `Posterior.to_arviz`.
 
     Raises:
-        UserError: ArviZ is not installed.
+        UserError: ArviZ is not installed, or more predictive draws are asked for than there are draws.
     """
     try:
         import arviz
     except ImportError as error:
         raise UserError("to_arviz needs ArviZ, which is not installed: pip install 'emfc[arviz]'") from error
     count = len(posterior.draws) // CHAINS * CHAINS
+    asked = _rounded(predictive, count)
     rows = posterior.chosen(count, seed) if posterior.trusted else torch.arange(count)
     values = posterior.flow.layer.unpack(posterior.draws[rows])
     statistics = {"lp": posterior.log_joint_values[rows], "log_weight": posterior.log_weights[rows]}
     extra: dict[str, Any] = {}
-    if predictive:
-        extra["posterior_predictive"] = _chains(posterior.predictive(predictive, seed=seed))
+    if asked:
+        first = rows.reshape(CHAINS, -1)[:, : asked // CHAINS].reshape(-1)
+        extra["posterior_predictive"] = _chains(predictive_at(posterior, first, seed=seed))
     attributes = {
         "inference_library": "emfc",
         "inference_library_version": __version__,
@@ -55,5 +58,17 @@ def to_inference_data(posterior: Posterior, *, predictive: int = 0, seed: int = 
 
 def _chains(values: Mapping[str, Tensor]) -> dict[str, Any]:
     """Arrays with the chains in front, ``[chains, draws, *]``."""
-    held = {name: value[: len(value) // CHAINS * CHAINS] for name, value in values.items()}
-    return {name: value.detach().cpu().reshape(CHAINS, -1, *value.shape[1:]).numpy() for name, value in held.items()}
+    return {name: value.detach().cpu().reshape(CHAINS, -1, *value.shape[1:]).numpy() for name, value in values.items()}
+
+
+def _rounded(predictive: int, most: int) -> int:
+    """The number of predictive draws, the same for all chains.
+
+    Raises:
+        UserError: It is no number, or larger than that of the draws.
+    """
+    if isinstance(predictive, bool) or not isinstance(predictive, int) or not 0 <= predictive <= most:
+        raise UserError(
+            f"predictive is a whole number from 0 to {most}, the number of draws that go to ArviZ; not {predictive!r}"
+        )
+    return -(-predictive // CHAINS) * CHAINS

@@ -28,6 +28,9 @@ _POOL = 1000
 _STEPS = 300
 _SEEDS = 2**32
 
+UNCOMPUTED = (ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
+"""What a fit raises where simulated data leave no numbers to compute with."""
+
 
 def calibrate(
     model: Callable[..., Any],
@@ -55,6 +58,8 @@ def calibrate(
     The source is S. Talts, M. Betancourt, D. Simpson, A. Vehtari and A. Gelman, "Validating Bayesian inference
     algorithms with simulation-based calibration", arXiv 1804.06788.
 
+    The model's own parameters (`pyro.param`) stay at their initial values throughout.
+
     Args:
         model: Any callable that calls Pyro's primitives.
         *args: The model's own arguments.
@@ -73,7 +78,8 @@ def calibrate(
 
     Raises:
         CompileError: The model cannot be compiled.
-        UserError: Nothing can be simulated from the model: no data, an improper prior, a factor, a scale.
+        UserError: Nothing can be simulated from the model: no data, data that its arguments give besides, an
+            improper prior, a factor, a scale.
     """
     check_options(seconds=seconds, steps=steps, particles=particles, draws=4000)
     for name, value, least in (("simulations", simulations, 20), ("draws", draws, 9)):
@@ -105,7 +111,7 @@ def calibrate(
             except KeyboardInterrupt:
                 interrupted = True
                 break
-            except (ValueError, ArithmeticError, RuntimeError):
+            except UNCOMPUTED:
                 found, khat = like.new_full((draws, log_joint.dim), math.nan), math.inf
             if bool(found.isfinite().all()):
                 ranks.append((found < truths[number]).sum(0).cpu())
@@ -163,6 +169,11 @@ def simulator(log_joint: LogJoint) -> JointProgram:
                 f"calibration draws from the model, and site {site.name!r} stands under poutine.scale, "
                 "so that its posterior is not that of the data drawn"
             )
+    if target.reread:
+        raise UserError(
+            f"calibration needs other data, and the model reads the data of {target.reread[0]!r} in its arguments as "
+            "well as by obs=; let it read what pyro.sample returns"
+        )
     try:
         return JointProgram(target)
     except CompileError as error:
@@ -181,7 +192,7 @@ def _posterior_draws(
     """Draws ``[L, D]`` and k-hat."""
     pool = max(_POOL, 4 * count)
     values, log_q, log_p = weighted_draws(flow, density, pool, seed=seed)
-    smoothed, khat = psis((log_p - log_q).double(), precision=values.dtype)
+    smoothed, khat = psis((log_p - log_q).double())
     generator = torch.Generator().manual_seed(seed)
     if reweight and khat < khat_threshold(pool):
         rows = torch.multinomial(smoothed.exp().cpu(), count, replacement=True, generator=generator)

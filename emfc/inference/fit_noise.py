@@ -49,7 +49,7 @@ class QuasiNoise:
     """
 
     def __init__(self, width: int, *, seed: int, like: Tensor) -> None:
-        self.width, self.dtype, self.device, self.seed = width, like.dtype, like.device, seed
+        self.width, self.dtype, self.device = width, like.dtype, like.device
         self.generator = torch.Generator().manual_seed(seed)
         self.points = torch.quasirandom.SobolEngine(width, scramble=True, seed=seed)
 

@@ -16,7 +16,7 @@ from emfc.inference.fit_state import Evaluation, State, evaluate
 from emfc.inference.fit_step import Stepper
 from emfc.inference.objectives import Tempered
 from emfc.inference.schedule import Budget, Cycle, improves
-from emfc.inference.starts import mode_start
+from emfc.inference.starts import NoStart, mode_start
 
 __all__ = ["Fitter"]
 
@@ -36,6 +36,9 @@ EVALUATION_SHARE = 0.04
 
 LEAST_GAIN = 0.002
 """A cycle that brings fewer nats than this is the last."""
+
+MOST_LOST = 0.5
+"""A cycle of whose steps a larger share came to nothing is the last."""
 
 WINDOW = 50
 """Steps between two looks at the objective."""
@@ -57,7 +60,6 @@ class Fitter:
         log_density: The target.
         settings: The numbers.
         progress: Called with steps and ELBO.
-        log_prior: Where annealing begins.
     """
 
     def __init__(
@@ -67,10 +69,9 @@ class Fitter:
         settings: FitSettings,
         *,
         progress: Callable[[int, float], None] | None = None,
-        log_prior: LogDensity | None = None,
     ) -> None:
         self.flow, self.log_density, self.settings = flow, log_density, settings
-        self.target = Tempered(log_density, log_prior)
+        self.target = Tempered(log_density)
         self.progress = progress
         self.budget = Budget(settings.seconds, settings.steps)
         parameters = [parameter for parameter in flow.parameters() if parameter.requires_grad]
@@ -82,6 +83,7 @@ class Fitter:
         self.starts: dict[str, float] = {}
         self.remarks: list[str] = []
         self.start, self.stopped = "given", "budget"
+        self.objectives = [settings.objective]
         self.best: tuple[float, State] = (-math.inf, State(flow))
         self.frozen: list[nn.Parameter] = []
 
@@ -132,9 +134,9 @@ class Fitter:
         deadline = None if self.budget.seconds is None else 0.15 * self.budget.seconds + self.budget.began
         try:
             loc, scale = mode_start(self.flow, self.log_density, like=self.like, deadline=deadline, closed=closed)
-            self.flow.set_affine(loc, scale)
-        except ValueError as error:
+        except NoStart as error:
             return str(error)
+        self.flow.set_affine(loc, scale)
         if closed:
             self.flow.layer.set_gates(0.0)
         elif not self.flow.affine.diagonal:
@@ -209,31 +211,44 @@ class Fitter:
             return
         scale = 1.0
         for number in range(MOST_CYCLES):
-            self._one_cycle(scale, anneal=number == 0)
+            lost = self._one_cycle(scale, anneal=number == 0)
             after = self._evaluate(COMPARED, seed=self.settings.seed + 1)
             gain, error = after.gain(before)
             self._compare(after)
             before = max(before, after, key=lambda entry: entry.elbo)
+            if lost > MOST_LOST:
+                self.remarks.append(
+                    f"{lost:.0%} of the last steps came to nothing, since the density or its gradient was not finite: "
+                    "the best weights so far are kept"
+                )
             if self.budget.spent:
                 return
-            if gain < max(2 * error, LEAST_GAIN):
-                self.stopped = "converged"
+            if lost > MOST_LOST or gain < max(2 * error, LEAST_GAIN):
+                self.stopped = "converged" if lost <= MOST_LOST and self.best[0] > -math.inf else "failed"
+                if self.best[0] == -math.inf:
+                    self.remarks.append("some draws of the fit have no density, so that the bound is not finite")
                 return
             scale *= 0.5
 
-    def _one_cycle(self, scale: float, *, anneal: bool) -> None:
+    def _one_cycle(self, scale: float, *, anneal: bool) -> float:
+        """One cycle; the share of its steps that came to nothing."""
         cycle, stepper = Cycle(self.budget), self._stepper()
         values: list[float] = []
+        lost = 0
         while not self.budget.spent and not cycle.over:
             if anneal and self.settings.anneal and not cycle.falling:
                 self._temper(cycle)
             value = self._step(stepper, scale * cycle.factor())
             cycle.steps += 1
-            if value is not None and self.target.share >= 1:
+            if value is None:
+                lost += 1
+            elif self.target.share >= 1:
                 values.append(value)
-            if not cycle.falling and (
-                cycle.due or (cycle.steps >= cycle.least and cycle.steps % WINDOW == 0 and not improves(values))
-            ):
+            if cycle.steps == lost >= cycle.least:
+                break
+            looked = cycle.steps >= cycle.least and cycle.steps % WINDOW == 0
+            hopeless = lost > MOST_LOST * cycle.steps
+            if not cycle.falling and (cycle.due or (looked and (hopeless or not improves(values)))):
                 self.target.share = 1.0
                 cycle.begin_fall()
                 self._turn(stepper)
@@ -242,11 +257,15 @@ class Fitter:
                 if cycle.falling:
                     self._turn(stepper)
         self.target.share = 1.0
+        return lost / max(cycle.steps, 1)
 
     def _turn(self, stepper: Stepper) -> None:
         """Lets the fall go by its own objective, of an order that follows how well the flow fits."""
         if self.settings.late is not None and math.isfinite(stepper.variance):
-            stepper.objective, stepper.alpha = self.settings.late, late_alpha(stepper.variance)
+            stepper.alpha = late_alpha(stepper.variance)
+            stepper.objective = self.settings.late if stepper.alpha < 1 else self.settings.objective
+            if stepper.objective not in self.objectives:
+                self.objectives.append(stepper.objective)
 
     def _temper(self, cycle: Cycle) -> None:
         if self.budget.limited:

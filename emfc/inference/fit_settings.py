@@ -10,6 +10,9 @@ __all__ = ["FitSettings", "late_alpha"]
 SMALL_VARIANCE = 0.15
 """Log weights of at most this variance come from a flow that fits well."""
 
+NEAR_ONE = 1e-6
+"""An order as close to 1 as this is 1: the quotient of Renyi's bound would be rounding alone."""
+
 
 @dataclass
 class FitSettings:
@@ -66,6 +69,7 @@ def late_alpha(variance: float) -> float:
     """Order of Renyi's bound for the end of a fit, from the variance of its log weights.
 
     A half covers the tails of what fits well. What a flow cannot fit, it would spread over; the order then goes to 1,
-    the evidence lower bound.
+    the evidence lower bound; an order that cannot be told from 1 is 1.
     """
-    return 1 - 0.5 * min(1.0, SMALL_VARIANCE / max(variance, SMALL_VARIANCE))
+    below = 0.5 * min(1.0, SMALL_VARIANCE / max(variance, SMALL_VARIANCE))
+    return 1 - below if below > NEAR_ONE else 1.0

@@ -15,6 +15,9 @@ __all__ = ["Stepper"]
 CLIP = 3.0
 """A gradient longer than this many typical lengths is shortened to it."""
 
+FUSED = ("cpu", "cuda")
+"""Kinds of device on which Adam moves all parameters in one call."""
+
 PATIENCE = 5
 """After so many steps in a row that came to nothing, the rate is halved."""
 
@@ -39,14 +42,14 @@ class Stepper:
             for parameter in flow.parameters()
             if parameter.requires_grad and bool(torch.isfinite(parameter.detach()).all())
         ]
-        fused = all(parameter.is_floating_point() for parameter in self.parameters)
+        fused = all(parameter.device.type in FUSED for parameter in self.parameters)
         self.optimiser = torch.optim.Adam(self.parameters, lr=learning_rate, betas=(0.9, 0.99), fused=fused)
         self.length: float | None = None
         self.failed = 0
         self.variance = math.inf
 
     def __call__(self, noise: Tensor, factor: float) -> float | None:
-        """Steps with a batch of noise; returns the mean log weight, or None where nothing could be done."""
+        """Steps with a batch of noise; returns the mean of the finite log weights, or None where nothing was done."""
         made = estimate(self.flow, self.log_density, noise, self.objective, alpha=self.alpha)
         if made.dropped > len(noise) // 2:
             self._fail()
@@ -63,10 +66,9 @@ class Stepper:
             group["lr"] = self.learning_rate * self.scale * factor
         self.optimiser.step()
         self.failed = 0
-        if made.dropped:
-            return None
-        self._note(made.terms)
-        return float(made.terms.mean())
+        terms = made.terms[torch.isfinite(made.terms)] if made.dropped else made.terms
+        self._note(terms)
+        return float(terms.mean())
 
     def _note(self, terms: Tensor) -> None:
         """Follows the variance of the log weights, by quartiles, which one bad draw does not move."""

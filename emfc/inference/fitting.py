@@ -28,12 +28,14 @@ class FitRecord:
         steps: Number of optimiser steps, those of the search for a start included.
         seconds: Wall time.
         start: Which start was kept: ``"mode"`` or ``"prior"`` (``"given"`` where none was looked for).
-        stopped: Why it stopped: ``"converged"``, ``"budget"`` or ``"interrupted"``.
+        stopped: Why it stopped: ``"converged"``, ``"budget"``, ``"interrupted"`` or ``"failed"`` (most steps came to
+            nothing, or some draws have no density still).
         history: Steps and the ELBO estimated there.
         starts: ELBO of each start after its trial.
         learning_rate: Highest learning rate of the fit.
         particles: Draws of each step.
-        objective: Name of the gradient estimator.
+        objective: Name of the gradient estimator; of all in turn where the step size fell by another, such as
+            ``"elbo, alpha"``.
         remarks: What else there is to say, such as why a start was left out.
     """
 
@@ -88,7 +90,6 @@ def fit_variational(
     alpha: float = 0.5,
     noise: str = "quasi",
     anneal: float = 0.0,
-    log_prior: LogDensity | None = None,
 ) -> FitRecord:
     r"""Fits a flow to an unnormalised log density of examples by maximising a bound on the log evidence.
 
@@ -110,16 +111,15 @@ def fit_variational(
             gates open), ``"closed"`` (the same with closed gates), ``"prior"`` (the flow as it is: the prior, where it
             is new) or ``"given"`` (that too, without a trial).
         learning_rate: Highest step size; left out, by the number of elements, or less where that does clearly better.
-        alpha: Order of ``"alpha"``.
+        alpha: Order of ``"alpha"``, 0 or more and not 1.
         noise: ``"quasi"`` (evenly spread) or ``"normal"`` (independent).
-        anneal: Share of the plateau over which the target is tempered from the prior on; 0 for none.
-        log_prior: Log density from which annealing goes to the target; left out, the target itself is tempered.
+        anneal: Share of the plateau over which the target is tempered; 0 for none.
 
     Raises:
-        UserError: An option has no meaning, or the density is nowhere finite.
+        UserError: An option has no meaning, alone or for a family with parameters of the model.
     """
     if objective != "auto":
-        check_objective(objective)
+        check_objective(objective, alpha=alpha, moving=bool(getattr(flow, "moves_target", False)))
     if start not in ("auto", "mode", "closed", "prior", "given"):
         raise UserError(f"start must be 'auto', 'mode', 'closed', 'prior' or 'given', not {start!r}")
     if noise not in ("quasi", "normal"):
@@ -147,7 +147,7 @@ def fit_variational(
         noise=noise,
         anneal=anneal,
     )
-    fitter = Fitter(flow, log_density, settings, progress=progress, log_prior=log_prior)
+    fitter = Fitter(flow, log_density, settings, progress=progress)
     found = fitter.run()
     return FitRecord(
         elbo=found.elbo,
@@ -160,6 +160,6 @@ def fit_variational(
         starts=fitter.starts,
         learning_rate=settings.learning_rate,
         particles=settings.particles,
-        objective=settings.objective,
+        objective=", ".join(fitter.objectives),
         remarks=fitter.remarks,
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from emfc.compiler import compile_target
 from emfc.errors import UserError
 from emfc.inference._pyro_guide import FlowGuide
-from emfc.inference.amortised import fit_amortised
+from emfc.inference.amortised_fit import fit_amortised
 from emfc.inference.fitting import FitRecord, fit_variational
 from emfc.inference.hmc import Chains, run_nuts
 from emfc.inference.variational import VariationalFlow
@@ -41,7 +41,8 @@ class EMFGuide(FlowGuide):
             ``"set"`` for one that does not depend on the order of rows, or an `nn.Module` from flat data ``[*, O]`` to
             a context ``[*, C]``.
         create_plates: As for Pyro's other guides.
-        name: What its parameters are called in Pyro's parameter store; guides in one process have different names.
+        name: What its parameters are called in Pyro's parameter store; ``EMFGuide_`` and the model's name if it is
+            not given. Guides of one model that `SVI` trains in one process need different names.
         **options: Further options of `VariationalFlow`, such as ``transforms`` and ``hidden_features``.
 
     Example:

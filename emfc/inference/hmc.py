@@ -44,13 +44,20 @@ class Chains:
 
     @property
     def worst_ess(self) -> float:
-        """Smallest effective number of draws of all elements that are not constant."""
-        return float(_finite(self.ess).min())
+        """Smallest effective number of draws of all elements that are not constant; NaN where a draw is not finite."""
+        return float(self._varying(self.ess).min())
 
     @property
     def worst_r_hat(self) -> float:
-        """Largest R-hat of all elements that are not constant."""
-        return float(_finite(self.r_hat).max())
+        """Largest R-hat of all elements that are not constant; infinite where a draw is not finite."""
+        return float(self._varying(self.r_hat).nan_to_num(math.inf, math.inf).max())
+
+    def _varying(self, figures: dict[str, Tensor]) -> Tensor:
+        """Figures of the elements that are not constant, side by side; NaN where there are none."""
+        held = torch.cat([value.reshape(-1) for value in figures.values()])
+        flat = torch.cat([self.draws[name].flatten(0, 1)[:, None].flatten(1) for name in figures], -1)
+        constant = (flat == flat[0]).all(0) & flat[0].isfinite()
+        return held[~constant] if bool((~constant).any()) else held.new_full((1,), math.nan)
 
     def __repr__(self) -> str:
         chains, samples = next(iter(self.draws.values())).shape[:2]
@@ -58,12 +65,6 @@ class Chains:
             f"{chains} x {samples} draws in {self.seconds:.1f} s: R-hat at most {self.worst_r_hat:.3f}, at least "
             f"{self.worst_ess:.0f} effective draws, {self.divergences} divergences"
         )
-
-
-def _finite(figures: dict[str, Tensor]) -> Tensor:
-    """All figures side by side, but for those of constant elements, which are no numbers."""
-    held = torch.cat([value.reshape(-1) for value in figures.values()])
-    return held[~held.isnan()] if bool((~held.isnan()).any()) else held
 
 
 def run_nuts(
@@ -77,7 +78,6 @@ def run_nuts(
     seed: int = 0,
     max_tree_depth: int = 8,
     target_accept: float = 0.8,
-    initial: Tensor | None = None,
 ) -> Chains:
     r"""Sample an unnormalised density p of examples through a flow T.
 
@@ -95,7 +95,6 @@ def run_nuts(
         seed: Of the random numbers.
         max_tree_depth: Doublings of a trajectory at most.
         target_accept: Acceptance that the step size is adapted to.
-        initial: Noise ``[chains, N]`` to start from; standard normal without it.
 
     Raises:
         UserError: A count is not positive, or the density is not finite at the starting points.
@@ -121,7 +120,7 @@ def run_nuts(
     with torch.no_grad():
         shape = (chains, flow.noise_dim)
         noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
-        state = _Start(potential).run(noise if initial is None else initial.to(like), generator)
+        state = _Start(potential).run(noise, generator)
         sampler = _Adapting(potential, state, generator, max_tree_depth, target_accept)
         sampler.warm_up(warmup)
         kept, diverged, accepted = [], 0, 0.0

@@ -20,6 +20,9 @@ LogDensity = Callable[[Tensor], Tensor]
 OBJECTIVES = ("elbo", "stl", "path", "iwae", "alpha", "forward_kl")
 """Names of the estimators."""
 
+STILL = ("iwae", "forward_kl")
+"""Those whose weights are right for the family's parameters alone, not for parameters of the target."""
+
 
 @dataclass
 class Estimate:
@@ -37,28 +40,43 @@ class Estimate:
 
 
 class Tempered:
-    r"""A log density on the way from a start to a target: :math:`(1 - b) \log p_0 + b \log p`.
+    r"""A log density on the way from a flat one to a target: :math:`b \log p` with the share b.
 
     Args:
         log_density: The target.
-        start: Log density of the start, such as a prior; left out, 0: then the target itself is tempered.
     """
 
-    def __init__(self, log_density: LogDensity, start: LogDensity | None = None) -> None:
-        self.log_density, self.start = log_density, start
+    def __init__(self, log_density: LogDensity) -> None:
+        self.log_density = log_density
         self.share = 1.0
 
     def __call__(self, value: Tensor) -> Tensor:
         whole = self.log_density(value)
-        if self.share >= 1:
-            return whole
-        return self.share * whole if self.start is None else self.start(value).lerp(whole, self.share)
+        return whole if self.share >= 1 else self.share * whole
 
 
-def check_objective(objective: str) -> None:
-    """Raises a ``UserError`` if there is no objective of this name."""
+def check_objective(objective: str, *, alpha: float = 0.5, moving: bool = False) -> None:
+    """Refuses an objective that means nothing.
+
+    Args:
+        objective: Its name.
+        alpha: Order of ``"alpha"``.
+        moving: Whether the target has parameters that are fitted with the family.
+
+    Raises:
+        UserError: No such objective, no order of a lower bound, or one whose weights are wrong for such parameters.
+    """
     if objective not in OBJECTIVES:
         raise UserError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
+    if objective == "alpha" and not 0 <= alpha < math.inf:
+        raise UserError(f"alpha must be 0 or more, not {alpha}: only then is Renyi's bound a lower one")
+    if objective == "alpha" and alpha == 1:
+        raise UserError('alpha=1 is the evidence lower bound: use objective="elbo"')
+    if moving and objective in STILL:
+        raise UserError(
+            f"objective={objective!r} does not fit the model's own parameters (pyro.param); use 'auto', 'elbo', "
+            "'stl', 'path' or 'alpha'"
+        )
 
 
 def estimate(
@@ -93,15 +111,13 @@ def estimate(
         log_density: Unnormalised log density of examples ``[S, D]``.
         noise: Standard normal numbers.
         objective: One of ``OBJECTIVES``.
-        alpha: a of ``"alpha"``, not 1.
+        alpha: a of ``"alpha"``, 0 or more, not 1.
         context: Context of the flow.
 
     Raises:
-        UserError: No such objective, or alpha is 1.
+        UserError: No such objective, alpha is 1 or below 0, or the target has parameters that it would weight wrongly.
     """
-    check_objective(objective)
-    if objective == "alpha" and alpha == 1:
-        raise UserError('alpha=1 is the evidence lower bound: use objective="elbo"')
+    check_objective(objective, alpha=alpha, moving=bool(getattr(flow, "moves_target", False)))
     made = _estimate(flow, log_density, noise, objective, alpha, context)
     good = torch.isfinite(made.terms)
     if bool(good.all()):

@@ -17,7 +17,7 @@ from emfc.inference.diagnostics import weighted_quantiles
 from emfc.inference.fitting import FitRecord
 from emfc.inference.summary import PROBABILITIES, Summary, make_summary
 from emfc.inference.variational import VariationalFlow
-from emfc.inference.verdict import verdict_on
+from emfc.inference.verdict import missed_verdict, verdict_on
 from emfc.inference.weighted import WeightedDraws, require_count
 from emfc.layers.log_joint import LogJoint
 
@@ -93,8 +93,17 @@ class Posterior(WeightedDraws):
 
     @property
     def verdict(self) -> str:
-        """What k-hat says, in plain words, and what to do."""
+        """What k-hat, and a search for modes that the fit has missed, say in plain words, and what to do."""
+        if self.trusted and self.missed_mode is not None:
+            return missed_verdict(self.missed_mode, stopped=self.record.stopped)
         return verdict_on(self.khat, len(self.draws), largest=self.largest, stopped=self.record.stopped)
+
+    @cached_property
+    def missed_mode(self) -> dict[str, Tensor] | None:
+        """A point far from all draws where the posterior is as dense as among them, by site; None if none was found."""
+        from emfc.inference.modes import missed_mode
+
+        return missed_mode(self)
 
     @cached_property
     def conflicts(self) -> dict[str, float]:
@@ -227,11 +236,12 @@ class Posterior(WeightedDraws):
         ``posterior_predictive``.
 
         Args:
-            predictive: Number of posterior predictive draws; 0 for none.
+            predictive: Number of posterior predictive draws, rounded up to a multiple of four; 0 for none. Those of a
+                chain are given the first draws of the same chain of ``posterior``, one each.
             seed: Seed of resampling and of these.
 
         Raises:
-            UserError: ArviZ is not installed.
+            UserError: ArviZ is not installed, or more predictive draws are asked for than there are draws.
         """
         from emfc.inference.arviz_export import to_inference_data
 
@@ -260,7 +270,7 @@ class Posterior(WeightedDraws):
             **kwargs: The model's keyword arguments.
 
         Raises:
-            UserError: The folder is missing, damaged or from a newer version, or the model is another.
+            UserError: The folder is missing, damaged or from a newer version, or the model or its data are others.
         """
         from emfc.inference.storage import load_posterior
 

@@ -20,7 +20,7 @@ from emfc.program.target import Target, without_adjustment
 if TYPE_CHECKING:
     from emfc.inference.posterior import Posterior
 
-__all__ = ["JointProgram", "joint_program", "predictive_draws"]
+__all__ = ["JointProgram", "joint_program", "predictive_at", "predictive_draws"]
 
 _AT_ONCE = 1024
 
@@ -134,9 +134,18 @@ def joint_program(log_joint: LogJoint) -> JointProgram | None:
 
 def predictive_draws(posterior: Posterior, n: int, *, seed: int) -> dict[str, Tensor]:
     """Draws of new data by site; see `Posterior.predictive`."""
+    rows = posterior.chosen(n, seed) if posterior.trusted else _first(posterior, n, seed)
+    return predictive_at(posterior, rows, seed=seed)
+
+
+def predictive_at(posterior: Posterior, rows: Tensor, *, seed: int) -> dict[str, Tensor]:
+    """Draws of new data by site, one for each of these rows ``[n]`` of the posterior's draws.
+
+    Raises:
+        UserError: The posterior was loaded without its model, or the model has no data.
+    """
     if not posterior.data:
         raise UserError("the model has no data, so that there is nothing to predict")
-    rows = posterior.chosen(n, seed) if posterior.trusted else _first(posterior, n, seed)
     latent = posterior.draws[rows]
     joint = posterior.joint
     if joint is not None and not joint.data_first and set(joint.data_sites) == set(posterior.data):

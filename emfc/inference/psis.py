@@ -13,7 +13,8 @@ __all__ = ["fit_generalized_pareto", "pareto_khat", "psis", "weighted_khat"]
 
 _FEWEST_IN_TAIL = 5
 _PRIOR_STRENGTH, _PRIOR_SHAPE = 10, 0.5  # the weak prior on k of Vehtari et al. (2024), appendix G
-_CONSTANT = 1e3  # log weights that differ by fewer units in the last place of their largest are all the same
+_SAME = 1e-3  # log weights that all lie within so many nats are the same: no average moves by more than a thousandth
+_ROUNDING = 1e3  # units in the last place of the largest value that count as rounding
 
 
 def fit_generalized_pareto(excesses: Tensor) -> tuple[float, float]:
@@ -47,7 +48,7 @@ def _tail_length(count: int) -> int:
     return math.ceil(min(0.2 * count, 3 * math.sqrt(count)))
 
 
-def psis(log_weights: Tensor, *, precision: torch.dtype | None = None) -> tuple[Tensor, float]:
+def psis(log_weights: Tensor) -> tuple[Tensor, float]:
     r"""Smooths the tail of importance weights.
 
     The M = min(S / 5, 3 sqrt(S)) largest weights become the expected order statistics of the generalised Pareto
@@ -58,12 +59,12 @@ def psis(log_weights: Tensor, *, precision: torch.dtype | None = None) -> tuple[
 
     Args:
         log_weights: Unnormalised log weights ``[S]``; negative infinity is a weight of 0.
-        precision: What they were computed in, if not their own type: what counts as rounding.
 
     Returns:
         The smoothed log weights ``[S]``, normalised so that the weights have the sum 1, and k-hat: 0 where all weights
-        are the same up to rounding, infinity (and equal weights) where a weight is infinite or no number, or none is
-        above 0; infinity, too, where fewer than five draws have all the mass.
+        are the same to a thousandth, or the largest are the same, infinity (and equal weights) where a weight is
+        infinite or no number, or none is above 0; infinity, too, where fewer than five draws have all the mass. A
+        constant that is added to all log weights changes nothing but their rounding.
 
     Raises:
         UserError: Not one dimension.
@@ -74,8 +75,7 @@ def psis(log_weights: Tensor, *, precision: torch.dtype | None = None) -> tuple[
     if bool((held.isnan() | (held == math.inf)).any()) or not bool(held.isfinite().any()):
         return torch.zeros_like(held).log_softmax(0).to(log_weights), math.inf
     top = held.max()
-    rounding = _CONSTANT * torch.finfo(precision or log_weights.dtype).eps * max(1.0, float(top.abs()))
-    if float(top - held.min()) <= rounding:
+    if float(top - held.min()) <= _SAME:
         return held.log_softmax(0).to(log_weights), 0.0
     shifted = held - top
     length = _tail_length(len(held))
@@ -87,7 +87,8 @@ def psis(log_weights: Tensor, *, precision: torch.dtype | None = None) -> tuple[
     excesses = shifted[tail].exp() - cutoff.exp()
     positive = excesses[excesses > 0]
     if len(positive) < _FEWEST_IN_TAIL:
-        return held.log_softmax(0).to(log_weights), math.inf
+        flat = float(cutoff) > -math.log(2)  # no tail: nearly all of it is the same, and near the largest
+        return held.log_softmax(0).to(log_weights), 0.0 if flat else math.inf
     k, sigma = fit_generalized_pareto(positive)
     if not math.isfinite(k):
         return held.log_softmax(0).to(log_weights), math.inf
@@ -114,7 +115,7 @@ def pareto_khat(values: Tensor) -> float:
     ordered = held.sort().values
     excesses = ordered[-length:] - ordered[-length - 1]
     scale = float(held.abs().max())
-    excesses = excesses[excesses > _CONSTANT * torch.finfo(held.dtype).eps * scale]
+    excesses = excesses[excesses > _ROUNDING * torch.finfo(held.dtype).eps * scale]
     if len(excesses) < _FEWEST_IN_TAIL:
         return 0.0
     return fit_generalized_pareto(excesses)[0]

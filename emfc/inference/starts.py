@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emfc.layers.structured import StructuredLayer
+from emfc.inference.family_affine import diagonal_of
+from emfc.layers.structured import StructuredLayer, StructuredTransform
 
-__all__ = ["Mode", "find_mode", "hessian", "lbfgs", "mode_start", "value_and_gradient", "whitening"]
+__all__ = ["Mode", "NoStart", "find_mode", "hessian", "lbfgs", "mode_start", "value_and_gradient", "whitening"]
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -24,6 +25,10 @@ LARGEST_HESSIAN = 2000
 
 AT_ONCE = 512
 """Number of points at which gradients are taken together."""
+
+
+class NoStart(ArithmeticError):
+    """There is no mode to start from, and why."""
 
 
 @dataclass
@@ -88,7 +93,7 @@ def find_mode(
         deadline: Value of ``time.perf_counter()`` at which to end.
 
     Raises:
-        ValueError: The density at the start is 0 or not a number.
+        NoStart: The density at the start is 0 or not a number.
     """
     newton = start.numel() <= NEWTON_LIMIT
     point, value, used = (_newton if newton else lbfgs)(log_density, start, iterations, deadline)
@@ -105,26 +110,29 @@ def whitening(curvature: Tensor) -> Tensor:
     Eigenvalues are taken by their size, and none below 1e-10 of the largest.
 
     Raises:
-        ValueError: The Hessian is not finite, or zero.
+        NoStart: The Hessian is not finite, or zero.
     """
     values, vectors = _eigen(-curvature)
     covariance = (vectors / values) @ vectors.mT
     factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(0.5 * (covariance + covariance.mT))
     if int(failed):
-        raise ValueError("the curvature at the mode has no Cholesky factor")
+        raise NoStart("the curvature at the mode has no Cholesky factor")
     return factor
 
 
 def _eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if not bool(torch.isfinite(matrix).all()):
-        raise ValueError("the curvature at the mode is not finite")
+        raise NoStart("the curvature at the mode is not finite")
     lengths = matrix.diagonal().abs().clamp(min=torch.finfo(matrix.dtype).tiny).rsqrt()
     lengths = torch.where(matrix.diagonal() == 0, torch.ones_like(lengths), lengths)
-    values, vectors = torch.linalg.eigh(matrix * lengths[:, None] * lengths)
+    try:
+        values, vectors = torch.linalg.eigh(matrix * lengths[:, None] * lengths)
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise NoStart("the curvature at the mode has no eigenvalues that can be computed") from error
     size = values.abs()
     if float(size.max()) == 0:
-        raise ValueError("the density is flat at the mode")
+        raise NoStart("the density is flat at the mode")
     # Scaled coordinates: matrix^-1 = lengths (V S^-1 V^T) lengths, kept as (U / values) U^T.
     return size.clamp(min=1e-10 * float(size.max())), vectors * lengths[:, None]
 
@@ -147,7 +155,7 @@ def _newton(
         lengths = _lengths(curvature)
         try:
             sizes, vectors = _eigen(-curvature)
-        except ValueError:
+        except NoStart:
             sizes, vectors = torch.ones_like(point), torch.eye(len(point), dtype=point.dtype, device=point.device)
         step = vectors @ ((vectors.mT @ gradient) / sizes)
         with torch.no_grad():
@@ -171,7 +179,7 @@ def lbfgs(
     Source: Nocedal and Wright (2006), "Numerical optimization", algorithm 7.4.
 
     Raises:
-        ValueError: The density at the start is 0 or not a number.
+        NoStart: The density at the start is 0 or not a number.
     """
     value, gradient = _begin(log_density, start)
     point, moves, changes = start, list[Tensor](), list[Tensor]()
@@ -218,7 +226,7 @@ def _two_loops(gradient: Tensor, moves: list[Tensor], changes: list[Tensor]) -> 
 def _begin(log_density: LogDensity, start: Tensor) -> tuple[float, Tensor]:
     value, gradient = value_and_gradient(log_density, start[None])
     if not bool(torch.isfinite(value[0])):
-        raise ValueError("the density where the search for a mode begins is 0 or not a number")
+        raise NoStart("the density where the search for a mode begins is 0 or not a number")
     return float(value[0]), gradient[0]
 
 
@@ -238,20 +246,39 @@ def mode_start(
         closed: Whether the gates are closed instead: then the space is that of the constraint maps.
 
     Raises:
-        ValueError: There is no mode to start from, and why.
+        NoStart: There is no mode to start from, and why.
     """
     if flow.noise_dim == 0:
-        raise ValueError("there is nothing to learn")
+        raise NoStart("there is nothing to learn")
     if flow.noise_dim > LARGEST_HESSIAN:
-        raise ValueError(f"{flow.noise_dim} numbers are too many for a Hessian")
+        raise NoStart(f"{flow.noise_dim} numbers are too many for a Hessian")
     if closed and flow.layer.gate is None:
-        raise ValueError("a family without gates has none to close")
-    if closed:
-        layer = StructuredLayer(flow.layer.program, gate=flow.layer.gate, gate_form=flow.layer.gate_form)
-    else:
-        layer = StructuredLayer(flow.layer.program, gate=None)
-    held = {name: value for name, value in flow.layer.state_dict().items() if "gate" not in name}
-    layer.load_state_dict(held, strict=False)
+        raise NoStart("a family without gates has none to close")
+    density, _ = in_noise_space(flow, log_density, like=like, closed=closed)
+    mode, curvature = find_mode(density, like.new_zeros(flow.noise_dim), deadline=deadline)
+    scale = whitening(curvature)
+    spread = diagonal_of(scale)
+    if not bool(mode.loc.isfinite().all() & scale.isfinite().all() & spread.isfinite().all() & (spread > 0).all()):
+        raise NoStart("the mode or its curvature is too large or too small for the precision")
+    return mode.loc, scale
+
+
+def in_noise_space(
+    flow: Any, log_density: LogDensity, *, like: Tensor, closed: bool = False
+) -> tuple[LogDensity, StructuredTransform]:
+    """A density of examples in the noise space of the program, and the program's transform from that space.
+
+    Args:
+        flow: A ``VariationalFlow``.
+        log_density: Of examples.
+        like: A tensor with the dtype and device of the flow.
+        closed: Whether the program's gates are closed instead of open: then the space is that of the constraint maps.
+    """
+    held = flow.layer
+    layer = StructuredLayer(held.program, gate=held.gate if closed else None, gate_form=held.gate_form)
+    layer.load_state_dict(
+        {name: value for name, value in held.state_dict().items() if "gate" not in name}, strict=False
+    )
     if closed:
         layer.set_gates(0.0)
     layer.to(like).requires_grad_(False)
@@ -262,5 +289,4 @@ def mode_start(
         total: Tensor = log_density(value) + ladj
         return total
 
-    mode, curvature = find_mode(in_noise, like.new_zeros(flow.noise_dim), deadline=deadline)
-    return mode.loc, whitening(curvature)
+    return in_noise, transform

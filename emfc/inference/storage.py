@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, fields
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -33,6 +35,7 @@ __all__ = ["POSTERIOR", "load_posterior", "posterior_files", "save_posterior"]
 FORMAT: Final = 1
 POSTERIOR = "posterior.json"
 TENSORS = "posterior.safetensors"
+_SAME_DATA = 1e-6  # of a number of the data, which a file or another precision may round
 _PARTS = ("program", "weights", "parameters", "data", "draws")
 
 
@@ -108,28 +111,23 @@ def save_posterior(posterior: Posterior, path: str | os.PathLike[str]) -> None:
 def load_posterior(path: str | os.PathLike[str], source: Source | None) -> Posterior:
     """Reads a posterior from a folder; see `Posterior.load`."""
     from emfc.compiler import compile_target
+    from emfc.inference.infer import data_values
     from emfc.inference.posterior import Posterior
 
     folder = Path(path)
     held = _read_document(folder)
     parts = _read_tensors(folder / TENSORS, held.sha256)
     try:
-        flow = VariationalFlow(program_from_document(held.program, parts["program"]), **held.options)
-        flow.to(dtype=getattr(torch, held.dtype))
-        flow.load_state_dict(parts["weights"])
-        record = FitRecord(**held.record)
-        record.history = [(int(step), float(value)) for step, value in record.history]
-        draws = parts["draws"]
-        if draws["values"].shape[1:] != (flow.dim,):
-            raise UserError(f"its draws are not of {flow.dim} elements")
+        record = _read_record(held.record)
+        flow = _read_flow(held, parts)
+        draws = _read_draws(parts["draws"], flow.dim)
     except UserError as error:
         raise UserError(f"{folder} is damaged: {error}") from error
-    except Exception as error:
-        raise UserError(f"{folder} is damaged: {type(error).__name__}: {error}") from error
     log_joint = None
     if source is not None:
         log_joint = compile_target(source.model, *source.args, **source.kwargs)
         _check_same(log_joint.target.prior(), flow, folder)
+        _check_data(data_values(log_joint), parts["data"], folder)
         log_joint.to(dtype=draws["values"].dtype)
     return Posterior(
         flow,
@@ -192,12 +190,85 @@ def _check_same(program: Any, flow: VariationalFlow, folder: Path) -> None:
         raise UserError(f"the posterior in {folder} is of a model with other latent sites: {', '.join(ours)}")
 
 
+def _check_data(theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor], folder: Path) -> None:
+    """Refuses a model with other data than those that the stored posterior was conditioned on."""
+    for name in sorted(theirs.keys() | ours.keys()):
+        if name not in theirs or name not in ours:
+            whose = "the stored posterior" if name in ours else "the model"
+            raise UserError(f"the posterior in {folder} is of other data: {name!r} is observed by {whose} alone")
+        left, right = theirs[name].detach().cpu().double(), ours[name].double()
+        if left.shape != right.shape or not torch.allclose(left, right, rtol=_SAME_DATA, atol=0.0, equal_nan=True):
+            raise UserError(
+                f"the posterior in {folder} is of other data at site {name!r}; load it with the data that it was "
+                "inferred from, or infer anew"
+            )
+
+
+def _read_record(held: Mapping[str, Any]) -> FitRecord:
+    """How the fit went, with its numbers as they were.
+
+    Raises:
+        UserError: It is not as written.
+    """
+    known = {entry.name for entry in fields(FitRecord)}
+    needed = {entry.name for entry in fields(FitRecord) if entry.default is entry.default_factory is MISSING}
+    if not needed <= held.keys() <= known:
+        raise UserError(f"its record has {', '.join(held)}")
+    try:
+        record = FitRecord(**held)
+        for name in ("elbo", "elbo_se", "seconds", "learning_rate"):
+            setattr(record, name, _number(getattr(record, name)))
+        record.history = [(int(step), _number(value)) for step, value in record.history]
+        record.starts = {name: _number(value) for name, value in record.starts.items()}
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError("its record has numbers that are none") from error
+    return record
+
+
+def _read_flow(held: PosteriorDocument, parts: Mapping[str, Mapping[str, Tensor]]) -> VariationalFlow:
+    """The family with its weights.
+
+    Raises:
+        UserError: The program, the options or the weights are not as written.
+    """
+    unknown = held.options.keys() - signature(VariationalFlow).parameters.keys()
+    if unknown:
+        raise UserError(f"the family has no option {', '.join(sorted(unknown))}")
+    flow = VariationalFlow(program_from_document(held.program, parts["program"]), **held.options)
+    flow.to(dtype=getattr(torch, held.dtype))
+    shapes = {name: value.shape for name, value in flow.state_dict().items()}
+    if shapes != {name: value.shape for name, value in parts["weights"].items()}:
+        raise UserError("its weights are not those of its family")
+    flow.load_state_dict(dict(parts["weights"]))
+    return flow
+
+
+def _read_draws(held: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Draws with their densities.
+
+    Raises:
+        UserError: Some are missing, or of another size.
+    """
+    if held.keys() != {"values", "log_joint", "log_weights"}:
+        raise UserError(f"its draws have {', '.join(held)}")
+    if held["values"].ndim != 2 or held["values"].shape[1] != width:
+        raise UserError(f"its draws are not of {width} elements")
+    if any(held[name].shape != held["values"].shape[:1] for name in ("log_joint", "log_weights")):
+        raise UserError("its draws and their densities are not as many")
+    return held
+
+
+def _number(value: Any) -> float:
+    """A number as `_finite` wrote it; a null, which stood for any number that is not finite, is none."""
+    return math.nan if value is None else float(value)
+
+
 def _finite(value: Any) -> Any:
-    """The same nested value with text for numbers that JSON has not."""
+    """The same nested value with text (``"nan"``, ``"inf"``, ``"-inf"``) for numbers that JSON has not."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return str(value)
     return value

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from emfc.inference.diagnostics import mean_ess, weighted_khat, weighted_quantiles
+from emfc.inference.verdict import USABLE
 
 if TYPE_CHECKING:
     from emfc.inference.posterior import Posterior
@@ -117,6 +118,14 @@ class Summary:
             f"{self.ess:.0f} effective draws",
             f"The result is {self.verdict}.",
         ]
+        poor = [row for row in self.rows if row.khat >= USABLE > self.khat]
+        if poor:
+            names = ", ".join(row.name for row in poor[:3]) + (", ..." if len(poor) > 3 else "")
+            largest = max(row.khat for row in poor)
+            lines.append(
+                f"But not the mean and sd of {names}: the k-hat of their tails is up to {largest:.2f}; "
+                "use their quantiles."
+            )
         for name, distance in self.conflicts.items():
             lines.append(
                 f"Beware: the prior of {name} contradicts the data; its posterior lies {distance:.1f} prior standard "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Size, Tensor, nn
 
 from emfc.errors import UserError
 from emfc.flows.composition import Chain
-from emfc.flows.distribution import ExampleSupport, FlowDistribution
+from emfc.flows.distribution import ExampleSupport, FlowDistribution, standard_normal_log_density
 from emfc.inference.backbones import VariationalBackbone, default_hidden_features
 from emfc.inference.family_affine import Affine, LowRank, diagonal_of, low_rank_of
 from emfc.inference.informed import Informed, InformedTransform
@@ -214,7 +213,7 @@ class VariationalFlow(nn.Module):
             like = self._reference
             noise = torch.randn(*shape, *batch, self.noise_dim, dtype=like.dtype, device=like.device)
         value, ladj = self.transform(context).call_and_ladj(noise)
-        return value, _log_normal(noise) - ladj
+        return value, standard_normal_log_density(noise) - ladj
 
     def sample(self, shape: Sequence[int] = (), context: Tensor | None = None) -> Tensor:
         """Draws ``[*shape, D]``, without gradients."""
@@ -224,7 +223,7 @@ class VariationalFlow(nn.Module):
     def log_prob(self, value: Tensor, context: Tensor | None = None) -> Tensor:
         """Log density ``[*]`` of examples ``[*, D]``; -inf outside the support."""
         noise, ladj = self.transform(context).inv.call_and_ladj(value)
-        return torch.where(ladj == -torch.inf, -torch.inf, ladj + _log_normal(noise))
+        return torch.where(ladj == -torch.inf, -torch.inf, ladj + standard_normal_log_density(noise))
 
     def _check_context(self, context: Tensor | None) -> None:
         width = self.context_features
@@ -297,7 +296,3 @@ class VariationalFlow(nn.Module):
 
     def extra_repr(self) -> str:
         return f"backbone={self.backbone_name!r}, dim={self.dim}"
-
-
-def _log_normal(noise: Tensor) -> Tensor:
-    return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi))

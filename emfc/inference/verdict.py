@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
-__all__ = ["FLAT", "GOOD", "USABLE", "khat_threshold", "verdict_on"]
+from torch import Tensor
+
+__all__ = ["FLAT", "GOOD", "USABLE", "khat_threshold", "missed_verdict", "verdict_on"]
 
 GOOD, USABLE = 0.5, 0.7
 
 FLAT = 1.5
 """Where no weight is more than so many times the mean, the shape of their tail hardly matters."""
+
+_EARLY = {
+    "interrupted": " (the fit was stopped before it had converged)",
+    "failed": " (the fit failed: at most of its steps, or at some of its draws, the density was not finite)",
+}
 
 
 def khat_threshold(draws: int) -> float:
@@ -31,7 +39,7 @@ def verdict_on(khat: float, draws: int, *, largest: float = math.inf, stopped: s
     """
     limit = khat_threshold(draws)
     told = f"k-hat {khat:.2f}"
-    early = " (the fit was stopped before it had converged)" if stopped == "interrupted" else ""
+    early = _EARLY.get(stopped, "")
     if khat < min(GOOD, limit):
         return f"good: {told} is below 0.5, so that the reweighted results can be relied on{early}"
     if khat < limit:
@@ -54,4 +62,20 @@ def verdict_on(khat: float, draws: int, *, largest: float = math.inf, stopped: s
         "reweighting mends it; do not use these means and intervals. Fit longer, take a richer backbone (iaf, nsf), "
         "run NUTS through the guide, or look for a prior that contradicts the data or a funnel in the "
         f"model{early}"
+    )
+
+
+def missed_verdict(point: Mapping[str, Tensor], *, stopped: str = "converged") -> str:
+    """Says that a fit has missed a mode.
+
+    Args:
+        point: Where the mode is, by site.
+        stopped: Why the fit ended.
+    """
+    held = [f"{name} = {float(value):.3g}" for name, value in point.items() if value.numel() == 1]
+    near = f" near {', '.join(held[:3])}" if held else ""
+    return (
+        f"not to be trusted: there is another mode{near}, to which the fit gives no weight, and which k-hat cannot "
+        "see; write the model so that it has one mode (order what can be exchanged, fix a sign), or run NUTS from "
+        f"several starts{_EARLY.get(stopped, '')}"
     )

@@ -31,7 +31,7 @@ class WeightedDraws:
     def __init__(self, draws: Tensor, log_weights: Tensor) -> None:
         self.draws = draws
         self.log_weights = log_weights.double()
-        self.smoothed, self.khat = psis(self.log_weights, precision=draws.dtype)
+        self.smoothed, self.khat = psis(self.log_weights)
 
     @property
     def elbo(self) -> float:
@@ -48,8 +48,11 @@ class WeightedDraws:
         r"""Importance-weighted log evidence :math:`\log \frac{1}{S} \sum_s w_s` in nats, with the smoothed weights.
 
         For an improper prior or a `pyro.factor` it is the log of the normalising constant of the joint density.
+        It is infinite where a weight is, and no number where one is none.
         """
         held = self.log_weights
+        if bool((held == math.inf).any()) and not bool(held.isnan().any()):
+            return math.inf
         finite = held.isfinite()
         if not bool(finite.all() if bool(held.isnan().any()) else finite.any()):
             return math.nan

@@ -24,7 +24,7 @@ from emfc.program.ir import Addresses
 from emfc.special.precision import eager
 from emfc.transforms import CDFTransform, NormalTransform, from_normal, mixture_family
 
-__all__ = ["Density"]
+__all__ = ["Density", "connected"]
 
 
 class Density:
@@ -110,14 +110,14 @@ class Density:
         failure: Exception | None = None
         try:
             if not eager():
-                return _connected(held(values, parameters), values)
+                return connected(held(values, parameters), values)
             if isinstance(held, Fused):
                 total, whole = held.with_sum(values, parameters)
             else:
                 total = held(values, parameters)
                 whole = total.detach().sum()
             if math.isfinite(whole.item()):
-                return _connected(total, values)
+                return connected(total, values)
         except UNCOMPUTABLE as error:
             if not eager() or isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -176,7 +176,7 @@ class Density:
         return Picker(np.argsort(np.concatenate([held.reshape(-1) for held in columns])))
 
 
-def _connected(total: Tensor, values: Tensor) -> Tensor:
+def connected(total: Tensor, values: Tensor) -> Tensor:
     """A density that is constant within its support has the derivative 0 by its values, not none."""
     if total.requires_grad or not values.requires_grad or not torch.is_grad_enabled():
         return total

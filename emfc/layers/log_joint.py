@@ -8,19 +8,18 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
 
 from emfc.errors import UserError
+from emfc.layers.density import connected
 from emfc.layers.filtering import Filter
 from emfc.layers.kernel import Kernel
 from emfc.layers.logdensity import LogDensity
 from emfc.layers.mixed_density import MixedLogDensity
-from emfc.layers.parameters import Parameters
+from emfc.layers.parameters import Parameters, lifted
 from emfc.layers.plan import Plan
 from emfc.layers.planning import make_plan
 from emfc.layers.supports import UNCOMPUTABLE
 from emfc.layers.terms import site_log_density
-from emfc.program.constraint import constraint_from_data
 from emfc.program.errors import CompileError
 from emfc.program.improper import IMPROPER
 from emfc.program.target import Target
@@ -60,12 +59,7 @@ class LogJoint(nn.Module):
         held = [value.reshape(-1).to(dtype) for _, value in sorted(target.data.items())]
         self.register_buffer("data", torch.cat(held) if held else torch.zeros(0, dtype=dtype), persistent=False)
         self.dim = self.plan.dim - len(self.data)
-        self._constraints = [constraint_from_data(parameter.constraint) for parameter in program.parameters]
-        self._transforms = [None if held is constraints.real else transform_to(held) for held in self._constraints]
-        self.unconstrained = nn.ParameterList()
-        for parameter, constraint in zip(program.parameters, self._constraints, strict=True):
-            start = transform_to(constraint).inv(parameter.initial.to(dtype))
-            self.unconstrained.append(nn.Parameter(start.detach().clone().contiguous()))
+        self._constraints, self._transforms, self.unconstrained = lifted(program)
         improper = frozenset(target.improper())
         self._apart = not self.plan.mixtures and _reads_apart(self.plan, self.dim)
         split = self.dim if self._apart else None
@@ -141,7 +135,7 @@ class LogJoint(nn.Module):
         try:
             total = self._total(flat, data, parameters)
             if math.isfinite(total.detach().sum().item()):
-                return _connected(total, flat)
+                return connected(total, flat)
             bad = total.detach().isnan() | (total.detach() == -torch.inf)
         except UNCOMPUTABLE as error:
             if isinstance(error, torch.OutOfMemoryError):
@@ -149,11 +143,11 @@ class LogJoint(nn.Module):
             failed = True
             bad = self._uncomputable(flat.detach(), data.detach(), parameters)
         if not bool(bad.any()) and not failed:
-            return _connected(total, flat)
+            return connected(total, flat)
         good = (~bad).nonzero()
         missing = torch.where(flat.detach().isnan().any(-1), torch.nan, -torch.inf).to(flat.dtype)
         if not len(good):
-            return _connected(missing, flat)
+            return connected(missing, flat)
         safe = torch.where(bad[:, None], flat.detach()[good[0]], flat)
         held = data if len(data) == 1 else torch.where(bad[:, None], data.detach()[good[0]], data)
         return torch.where(bad, missing, self._total(safe, held, parameters))
@@ -218,13 +212,6 @@ class LogJoint(nn.Module):
             return value.new_zeros(1, 1)
         given = index in self.plan.given or index in self.plan.populations.sites
         return site_log_density(site.specification, parameters, value, given=given)
-
-
-def _connected(total: Tensor, flat: Tensor) -> Tensor:
-    """What is constant has the derivative 0 by the examples, not none."""
-    if total.requires_grad or not flat.requires_grad or not torch.is_grad_enabled():
-        return total
-    return total + 0 * flat.nan_to_num(0, 0, 0).sum(-1)
 
 
 def _reads_apart(plan: Plan, split: int) -> bool:

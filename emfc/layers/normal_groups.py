@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from operator import add
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 __all__ = [
-    "Group",
     "Part",
     "Term",
-    "constant_of",
     "group_density",
     "group_gradients",
     "per_example",
@@ -28,36 +27,29 @@ _HALF_LOG_TWO_PI = 0.5 * math.log(2 * math.pi)
 
 @dataclass(frozen=True)
 class Term:
-    """What is known of a class of normal sites.
+    """What is known of a class of normal sites, or of a group of classes with one scale.
 
     Attributes:
         size: Elements of all its sites.
         logarithm: Whether its scale is given as a logarithm.
         number: The scale, or its logarithm, where it is one number known beforehand; there is then no tensor.
         shift: A number to be added to the class's log density.
+        count: Number of classes; the differences of a group stand before its scale.
     """
 
     size: int
     logarithm: bool
     number: float | None = None
     shift: float = 0.0
+    count: int = 1
+
+    @cached_property
+    def constant(self) -> float:
+        """What does not depend on values or scales."""
+        return self.shift - _HALF_LOG_TWO_PI * self.size
 
 
-@dataclass(frozen=True)
-class Group:
-    """Classes with one scale: their differences stand before it.
-
-    Attributes:
-        term: Of all of them.
-        count: How many they are.
-    """
-
-    term: Term
-    count: int
-
-
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """How one group was found in a call.
 
     Attributes:
@@ -75,10 +67,6 @@ def per_example(value: Tensor, spread: int) -> Tensor:
     """Sum per example ``[B or 1]`` of numbers that stand for `spread` elements each."""
     total = value.flatten(1).sum(-1) if value.numel() > value.shape[0] else value.reshape(-1)
     return total * spread if spread > 1 else total
-
-
-def constant_of(terms: Sequence[Term]) -> float:
-    return sum(term.shift - _HALF_LOG_TWO_PI * term.size for term in terms)
 
 
 def scale_of(term: Term, difference: Tensor, scale: Tensor | None) -> Tensor:
@@ -169,10 +157,9 @@ def group_gradients(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of a group's differences and its scale; `common` is that of all examples where they have the same."""
-    differences: list[Tensor] = [tensor for tensor in tensors[:-1] if tensor is not None]
-    scale = tensors[-1]
     if part.scale is not None:
-        return _backward_of_number(term, part, kept[0], gradient, common, (differences, scale), wanted)
+        return _backward_of_number(term, part, kept[0], gradient, common, tensors, wanted)
+    differences, scale = [tensor for tensor in tensors[:-1] if tensor is not None], tensors[-1]
     column = _column(gradient, differences[0].ndim)
     scale = scale_of(term, differences[0], scale)
     results: list[Tensor | None] = [None] * len(tensors)
@@ -205,24 +192,28 @@ def _backward_of_number(
     squares: Tensor,
     gradient: Tensor,
     common: float | None,
-    tensors: tuple[Sequence[Tensor], Tensor | None],
+    tensors: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """The same where the scale is one number."""
-    differences, scale = tensors
-    number = part.scale or 1.0
+    number, results = part.scale or 1.0, list(tensors)
     precision = 1 / (number * number)
-    results: list[Tensor | None] = [None] * len(wanted)
-    if any(wanted[:-1]):
-        weight = common if common is not None else _column(gradient, differences[0].ndim)
-        weight = weight * -precision
-        results[:-1] = [
-            difference * weight if needed else None for difference, needed in zip(differences, wanted[:-1], strict=True)
-        ]
-    if wanted[-1] and scale is not None:
-        if common is not None:
-            slope = common * (squares.sum().item() * precision - len(squares) * part.spread)
-        else:
-            slope = torch.dot(gradient, squares).item() * precision - gradient.sum().item() * part.spread
-        results[-1] = scale.new_full(scale.shape, slope if term.logarithm else slope / number)
+    weight: float | Tensor | None = None
+    for place in range(len(wanted) - 1):
+        difference = tensors[place]
+        if not wanted[place] or difference is None:
+            results[place] = None
+            continue
+        if weight is None:
+            weight = (common if common is not None else _column(gradient, difference.ndim)) * -precision
+        results[place] = difference * weight
+    scale = tensors[-1]
+    if not wanted[-1] or scale is None:
+        results[-1] = None
+        return results
+    if common is not None:
+        slope = common * (squares.sum().item() * precision - len(squares) * part.spread)
+    else:
+        slope = torch.dot(gradient, squares).item() * precision - gradient.sum().item() * part.spread
+    results[-1] = scale.new_full(scale.shape, slope if term.logarithm else slope / number)
     return results

@@ -20,10 +20,8 @@ from torch import Tensor
 
 from emfc.layers.columns import plain_gradients
 from emfc.layers.normal_groups import (
-    Group,
     Part,
     Term,
-    constant_of,
     group_density,
     group_gradients,
     per_example,
@@ -38,50 +36,42 @@ _Item = TypeVar("_Item")
 
 class _NormalSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, groups: Sequence[Group], *tensors: Tensor | None) -> Tensor:
-        constant = constant_of([group.term for group in groups])
+    def forward(ctx: Any, groups: Sequence[Term], *tensors: Tensor | None) -> Tensor:
+        constant = 0.0
         total: Tensor | None = None
         parts: list[tuple[Part, int]] = []
         saved = list(tensors)
-        for group, (*differences, scale) in zip(groups, _by_group(groups, tensors), strict=True):
-            value, factor, number, part, kept = group_density(group.term, differences, scale)  # type: ignore[arg-type]
+        start = 0
+        for group in groups:
+            end = start + group.count
+            value, factor, number, part, kept = group_density(group, tensors[start:end], tensors[end])  # type: ignore[arg-type]
             total = value * factor if total is None else total.add_(value, alpha=factor)
-            constant += number
+            constant += group.constant + number
             parts.append((part, len(kept)))
             saved += kept
+            start = end + 1
         ctx.groups, ctx.parts = groups, parts
         ctx.save_for_backward(*saved)
         return total.add_(constant)  # type: ignore[union-attr]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-        groups, saved = ctx.groups, ctx.saved_tensors
-        count = sum(group.count + 1 for group in groups)
-        tensors, wanted = saved[:count], ctx.needs_input_grad[1:]
+        groups, saved, wanted = ctx.groups, ctx.saved_tensors, ctx.needs_input_grad[1:]
         if not plain_gradients((gradient,)):
-            return None, *_differentiable_gradients(groups, tensors, gradient, wanted)
+            return None, *_differentiable_gradients(groups, saved[: len(wanted)], gradient, wanted)
         common = gradient[0].item() if len(gradient) > 1 and gradient.stride(0) == 0 else None
         results: list[Tensor | None] = []
-        pieces = zip(groups, ctx.parts, _by_group(groups, tensors), _by_group(groups, wanted), strict=True)
-        for group, (part, size), held, needed in pieces:
-            kept = saved[count : count + size]
-            results += group_gradients(group.term, part, kept, gradient, common, held, needed)
-            count += size
+        start, place = 0, len(wanted)
+        for group, (part, size) in zip(groups, ctx.parts, strict=True):
+            own = slice(start, start + group.count + 1)
+            kept = saved[place : place + size]
+            results += group_gradients(group, part, kept, gradient, common, saved[own], wanted[own])
+            start, place = own.stop, place + size
         return None, *results
 
 
-def _by_group(groups: Sequence[Group], items: Sequence[_Item]) -> list[Sequence[_Item]]:
-    """What stands for each group of a flat sequence: an item for each difference, then one for the scale."""
-    held: list[Sequence[_Item]] = []
-    start = 0
-    for group in groups:
-        held.append(items[start : start + group.count + 1])
-        start += group.count + 1
-    return held
-
-
 def _differentiable_gradients(
-    groups: Sequence[Group], tensors: Sequence[Tensor | None], gradient: Tensor, wanted: Sequence[bool]
+    groups: Sequence[Term], tensors: Sequence[Tensor | None], gradient: Tensor, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """Gradients that have derivatives themselves."""
     with torch.enable_grad():  # each on its own: a difference may depend on a scale
@@ -95,19 +85,22 @@ def _differentiable_gradients(
     ]
 
 
-def _plain(groups: Sequence[Group], tensors: Sequence[Tensor | None]) -> Tensor:
+def _plain(groups: Sequence[Term], tensors: Sequence[Tensor | None]) -> Tensor:
     """The sum by ordinary operations."""
     total: Tensor | None = None
-    for group, (*held, scale) in zip(groups, _by_group(groups, tensors), strict=True):
-        term, differences = group.term, [difference for difference in held if difference is not None]
-        scale = scale_of(term, differences[0], scale)
+    start = 0
+    for term in groups:
+        end = start + term.count
+        differences = [difference for difference in tensors[start:end] if difference is not None]
+        scale = scale_of(term, differences[0], tensors[end])
+        start = end + 1
         spread = spread_of(differences, scale)
         squares = [_squares(term, difference, scale, spread) for difference in differences]
         value = reduce(add, squares) * -0.5 - per_example(scale if term.logarithm else scale.log(), spread)
         total = value if total is None else total + value
     if total is None:
         raise RuntimeError("there is at least one class")
-    return total + constant_of([group.term for group in groups])
+    return total + sum(term.constant for term in groups)
 
 
 def _squares(term: Term, difference: Tensor, scale: Tensor, spread: int) -> Tensor:
@@ -144,11 +137,14 @@ def normal_sum(terms: Sequence[Term], tensors: Sequence[Tensor | None], *, direc
     if direct:
         groups, tensors = _grouped(terms, tensors)
         return _NormalSum.apply(groups, *tensors)  # type: ignore[no-any-return, no-untyped-call]
-    return _plain([Group(term, 1) for term in terms], tensors)
+    return _plain(terms, tensors)
 
 
-def _grouped(terms: Sequence[Term], tensors: Sequence[Tensor | None]) -> tuple[list[Group], list[Tensor | None]]:
+def _grouped(terms: Sequence[Term], tensors: Sequence[Tensor | None]) -> tuple[Sequence[Term], Sequence[Tensor | None]]:
     """Classes whose scale is one tensor, of one number per example, together; the tensors in that order."""
+    scales = [id(scale) for scale in tensors[1::2] if scale is not None]
+    if len(set(scales)) == len(scales):
+        return terms, tensors
     groups: dict[tuple[Any, ...], tuple[list[Term], list[Tensor | None]]] = {}
     for place, (term, difference, scale) in enumerate(zip(terms, tensors[::2], tensors[1::2], strict=True)):
         key: tuple[Any, ...] = (place,)
@@ -163,8 +159,6 @@ def _grouped(terms: Sequence[Term], tensors: Sequence[Tensor | None]) -> tuple[l
     return [_joined(alike) for alike, _ in groups.values()], [tensor for _, held in groups.values() for tensor in held]
 
 
-def _joined(terms: Sequence[Term]) -> Group:
-    if len(terms) == 1:
-        return Group(terms[0], 1)
+def _joined(terms: Sequence[Term]) -> Term:
     size, shift = sum(term.size for term in terms), sum(term.shift for term in terms)
-    return Group(replace(terms[0], size=size, shift=shift), len(terms))
+    return replace(terms[0], size=size, shift=shift, count=len(terms)) if len(terms) > 1 else terms[0]

@@ -5,9 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
 
-__all__ = ["Parameters"]
+from emfc.program.constraint import constraint_from_data
+from emfc.program.ir import Program
+
+__all__ = ["Parameters", "lifted"]
+
+
+Transforms = tuple[Callable[[Tensor], Tensor] | None, ...]
+
+
+def lifted(program: Program) -> tuple[list[constraints.Constraint], Transforms, nn.ParameterList]:
+    """A program's learnable parameters: their constraints, the maps to these (None for the identity), and their
+    unconstrained starting values.
+    """
+    dtype = getattr(torch, program.dtype)
+    held = [constraint_from_data(parameter.constraint) for parameter in program.parameters]
+    unconstrained = nn.ParameterList()
+    for parameter, constraint in zip(program.parameters, held, strict=True):
+        start = transform_to(constraint).inv(parameter.initial.to(dtype))
+        unconstrained.append(nn.Parameter(start.detach().clone().contiguous()))
+    return held, tuple(None if one is constraints.real else transform_to(one) for one in held), unconstrained
 
 
 class Parameters:

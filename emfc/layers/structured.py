@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
+from torch.distributions import transform_to
 
 from emfc.errors import UserError
 from emfc.layers.cache import cached_plan
@@ -21,12 +21,11 @@ from emfc.layers.explanation import explain
 from emfc.layers.kernel import Kernel
 from emfc.layers.latents import OPEN, Gates
 from emfc.layers.packing import Packing
-from emfc.layers.parameters import Parameters
+from emfc.layers.parameters import Parameters, lifted
 from emfc.layers.plan import Plan
 from emfc.layers.sampling import Sampling
 from emfc.layers.structured_transform import StructuredTransform
 from emfc.layers.supports import ProgramConstraintMap, Supports
-from emfc.program.constraint import constraint_from_data
 from emfc.program.graph import ModelGraph
 from emfc.program.ir import Program
 
@@ -91,19 +90,13 @@ class StructuredLayer(nn.Module):
         staged = optimize and not self.plan.populations.sites
         self._sampling: Drawing | Sampling = Drawing(self.plan) if staged else Sampling(self.plan)
         self.packing = Packing(self.plan)
-        dtype = getattr(torch, program.dtype)
-        self._constraints = [constraint_from_data(parameter.constraint) for parameter in program.parameters]
-        self._transforms = tuple(
-            None if constraint is constraints.real else transform_to(constraint) for constraint in self._constraints
-        )
-        self.unconstrained = nn.ParameterList()
-        for parameter, constraint in zip(program.parameters, self._constraints, strict=True):
-            start = transform_to(constraint).inv(parameter.initial.to(dtype))
-            self.unconstrained.append(nn.Parameter(start.detach().clone().contiguous()))
+        self._constraints, self._transforms, self.unconstrained = lifted(program)
         if gate:
             self.supports.check_gates()
         count = {None: 0, "site": len(self.plan.example), "element": self.noise_dim}[gate]
-        self.gate_logits = nn.Parameter(torch.full((count,), _OPEN, dtype=dtype)) if gate else None
+        self.gate_logits = (
+            nn.Parameter(torch.full((count,), _OPEN, dtype=getattr(torch, program.dtype))) if gate else None
+        )
         owners = np.repeat(np.arange(len(self.plan.example)), [program.sites[i].noise_size for i in self.plan.example])
         self._owners: Tensor
         self.register_buffer("_owners", torch.from_numpy(owners), persistent=False)

@@ -13,6 +13,7 @@ from emfc.layers.kernel import Kernel
 from emfc.layers.latents import Gates, enumerations
 from emfc.layers.plan import Plan
 from emfc.layers.readers import Environment
+from emfc.program.constraint import element_constraint
 from emfc.program.errors import CompileError
 from emfc.program.ir import SiteRecord
 from emfc.transforms import (
@@ -152,7 +153,7 @@ class Supports:
     def _mark(self, result: Tensor, kernel: Kernel, environment: Environment, values: Tensor) -> bool:
         """Mark the elements of a class that lie outside; False where its support cannot be computed."""
         try:
-            constraint = _scalar(self.at(kernel, environment).codomain)
+            constraint = element_constraint(self.at(kernel, environment).codomain)
         except torch.OutOfMemoryError:
             raise
         except UNCOMPUTABLE:
@@ -160,13 +161,6 @@ class Supports:
         columns = torch.as_tensor(kernel.own.reshape(-1), device=values.device)
         result[:, columns] = ~_inside(constraint, kernel.full.own(values)).flatten(1)
         return True
-
-
-def _scalar(constraint: constraints.Constraint) -> constraints.Constraint:
-    """The support of one element."""
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    return constraint
 
 
 def _inside(constraint: constraints.Constraint, own: Tensor) -> Tensor:
@@ -193,7 +187,7 @@ def _holds(constraint: constraints.Constraint, value: Tensor) -> Tensor:
 
 
 def _constraint_name(constraint: constraints.Constraint) -> str:
-    return type(_scalar(constraint)).__name__.strip("_").replace("_", " ")
+    return type(element_constraint(constraint)).__name__.strip("_").replace("_", " ")
 
 
 class ProgramConstraintMap(LadjTransform):
@@ -245,7 +239,7 @@ class ProgramConstraintMap(LadjTransform):
         result = []
         for kernel in (*layer.plan.ordinary, *layer.plan.mixtures):
             codomain = layer.supports.at(kernel, environment).codomain
-            result.append((kernel, unconstrained_map(_scalar(codomain))))
+            result.append((kernel, unconstrained_map(element_constraint(codomain))))
         return result
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,6 +274,6 @@ class ProgramConstraintMap(LadjTransform):
 
 def _bounds(constraint: constraints.Constraint) -> list[Tensor]:
     """What places a support: its ends, or its one value."""
-    constraint = _scalar(constraint)
+    constraint = element_constraint(constraint)
     held = (getattr(constraint, name, None) for name in ("lower_bound", "upper_bound", "value"))
     return [bound for bound in held if isinstance(bound, Tensor)]

@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from emfc.program.errors import CompileError
 
-__all__ = ["constraint_from_data", "constraint_to_data"]
+__all__ = ["constraint_from_data", "constraint_to_data", "element_constraint"]
 
 _BOUNDED = {
     "greater_than": ("lower_bound",),
@@ -76,3 +76,10 @@ def constraint_from_data(data: Mapping[str, Any]) -> constraints.Constraint:
     if name not in _NAMED:
         raise KeyError(name)
     return getattr(pyro_constraints, name)  # type: ignore[no-any-return]
+
+
+def element_constraint(constraint: constraints.Constraint) -> constraints.Constraint:
+    """The constraint of one element, where the elements are independent."""
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint

@@ -11,6 +11,7 @@ from pyro.distributions.torch_distribution import MaskedDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
+from emfc.program.constraint import element_constraint
 from emfc.program.specification import support_text, unwrapped
 
 __all__ = ["outside_support"]
@@ -37,10 +38,12 @@ def outside_support(
         return None
     try:
         support = inner.support
-        scalar = _scalar(support)
+        scalar = element_constraint(support)
         if scalar.event_dim or any(random(bound) for bound in _bounds(scalar)):
             return None
         inside = support.check(value)
+        if value.is_floating_point() and not scalar.is_discrete:
+            inside = inside & value.isfinite()
     except (NotImplementedError, AttributeError, RuntimeError, ValueError, TypeError):
         return None
     counts = torch.ones_like(inside)
@@ -58,13 +61,6 @@ def outside_support(
         return None
     first = value[bad].reshape(-1)[0]
     return float(first), support_text(support)
-
-
-def _scalar(support: constraints.Constraint) -> constraints.Constraint:
-    """The support of one element, where the elements are independent."""
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
 
 
 def _bounds(support: constraints.Constraint) -> list[Tensor]:

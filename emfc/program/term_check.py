@@ -52,7 +52,9 @@ def term_of(site: RawSite) -> Tensor:
             site=site.name,
             location=str(site.location) if site.location else None,
             source=site.location.source if site.location else None,
-            advice="observe values of the right shape, under a family with a density",
+            advice="observe values of the right shape, under a family with a density"
+            if site.value.is_floating_point()
+            else f"observe floating-point numbers of the right shape; these are of {site.value.dtype}",
         ) from error
     return adjusted.sum()
 

@@ -13,7 +13,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from torch import Tensor
 
 from emfc import EMFGuide, UserError
-from emfc.inference.amortised import Simulator
+from emfc.inference.amortised import simulator
 from emfc.inference.encoders import SetNetwork
 from tests.inference.guided import MODELS
 
@@ -157,14 +157,110 @@ def test_a_set_network_does_not_see_the_order() -> None:
 
 def test_simulations_are_those_of_the_model() -> None:
     guide = EMFGuide(MODELS["gamma_poisson"].model).setup(*MODELS["gamma_poisson"].args())
-    simulator = Simulator(guide.log_joint(*MODELS["gamma_poisson"].args()).target)
-    values, data = simulator(20_000, torch.Generator().manual_seed(0), torch.zeros(()))
+    joint = simulator(guide.log_joint(*MODELS["gamma_poisson"].args()).target)
+    values, data = joint.simulate(20_000, like=torch.zeros(()), generator=torch.Generator().manual_seed(0))
     assert values.shape == (20_000, 1)
     assert data.shape == (20_000, 3)
     assert bool((data == data.round()).all())
     assert float(data.mean()) == pytest.approx(2.0, abs=0.05)
     assert float(torch.cov(data[:, :2].mT)[0, 1]) == pytest.approx(2.0, rel=0.1)
     assert float(((data[:, 0] - values[:, 0]) ** 2).mean()) == pytest.approx(2.0, rel=0.1)
+
+
+def untrained(**options: Any) -> EMFGuide:
+    """A guide of the conjugate model."""
+    torch.manual_seed(0)
+    return EMFGuide(conjugate, "meanfield", amortize=16, **options).setup(torch.zeros(3))
+
+
+class Spoilt(torch.nn.Module):
+    """A network whose slope is infinite at some of its calls, or always."""
+
+    def __init__(self, always: bool) -> None:
+        super().__init__()
+        self.inner, self.always, self.calls = torch.nn.Linear(3, 4), always, 0
+
+    def forward(self, data: Tensor) -> Tensor:
+        self.calls += 1
+        held = self.inner(data)
+        if torch.is_grad_enabled() and (self.always or self.calls % 7 == 0):
+            held.register_hook(lambda slope: slope * math.inf)
+        return held  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("objective", ["forward", "elbo"])
+def test_a_slope_that_is_not_finite_is_left_out(objective: str) -> None:
+    torch.manual_seed(0)
+    guide = EMFGuide(conjugate, "meanfield", amortize=Spoilt(always=False)).setup(torch.zeros(3))
+    record = guide.fit(torch.zeros(3), steps=60, seed=1, objective=objective)
+    assert math.isfinite(record.elbo)
+    assert all(bool(value.isfinite().all()) for value in guide.parameters())
+    hopeless = EMFGuide(conjugate, "meanfield", amortize=Spoilt(always=True)).setup(torch.zeros(3))
+    with pytest.raises(UserError, match="never finite"):
+        hopeless.fit(torch.zeros(3), steps=10, objective=objective)
+
+
+def test_the_best_weights_are_kept_when_it_is_interrupted() -> None:
+    guide = untrained()
+
+    def spoil(number: int, value: float) -> None:
+        if number == 100:
+            with torch.no_grad():
+                for held in guide.flow.parameters():
+                    held.add_(3.0)
+            raise KeyboardInterrupt
+
+    record = guide.fit(torch.zeros(3), steps=200, seed=1, progress=spoil)
+    assert record.stopped == "interrupted"
+    assert record.steps == 100
+    whole = untrained().fit(torch.zeros(3), steps=100, seed=1)
+    assert whole.stopped == "budget"
+    assert record.elbo > whole.elbo - 1
+
+
+def test_no_steps() -> None:
+    guide = untrained()
+    before = [value.detach().clone() for value in guide.parameters()]
+    record = guide.fit(torch.zeros(3), steps=0)
+    assert record.steps == 0
+    assert math.isfinite(record.elbo)
+    assert all(torch.equal(a, b) for a, b in zip(before, guide.parameters(), strict=True))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("objective", ["forward", "elbo"])
+def test_the_seed_fixes_the_result(objective: str) -> None:
+    found = []
+    for other in (5, 6):
+        guide = untrained()
+        torch.manual_seed(other)
+        found.append((guide.fit(torch.zeros(3), steps=60, seed=1, objective=objective).elbo, guide.median()["mean"]))
+    assert found[0][0] == found[1][0]
+    assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"seconds": -1.0}, "seconds must be positive"),
+        ({"steps": -1}, "steps must be a whole number"),
+        ({"steps": 2, "particles": 0}, "particles must be a whole number"),
+        ({"steps": 2, "datasets": torch.zeros(0, 3)}, r"\[S, 3\]"),
+        ({"steps": 2, "datasets": torch.zeros(5, 2)}, r"\[S, 3\]"),
+        ({"steps": 2, "datasets": torch.full((5, 3), math.nan)}, "not finite"),
+        ({"steps": 2, "datasets": torch.zeros(5, 3), "objective": "forward"}, "objective='elbo'"),
+    ],
+)
+def test_options_that_mean_nothing(option: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        untrained().fit(torch.zeros(3), **option)
+
+
+def test_improper_priors_cannot_be_simulated() -> None:
+    y = torch.tensor([0.5, 1.0, -0.3])
+    guide = EMFGuide(MODELS["improper"].model, amortize=True).setup(y)
+    with pytest.raises(UserError, match="cannot be simulated"):
+        guide.fit(y, steps=2)
 
 
 def test_refusals() -> None:

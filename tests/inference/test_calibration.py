@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 from emfc import UserError
 from emfc.compiler import compile_target
+from emfc.inference import calibration
 from emfc.inference.calibration import calibrate, simulator
 from emfc.inference.rank_tests import chi_square, ecdf_band, outside_band
 from emfc.inference.ranks import Calibration
@@ -164,6 +165,45 @@ def _flat(y: Tensor) -> None:
 def test_models_that_nothing_can_be_simulated_from(model, told: str) -> None:
     with pytest.raises(UserError, match=told):
         calibrate(model, torch.tensor(0.5), simulations=20)
+
+
+def _reread(y: Tensor) -> None:
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    for t in range(1, len(y)):
+        pyro.sample(f"y_{t}", dist.Normal(mean + y[t - 1], 1.0), obs=y[t])
+
+
+def test_data_that_the_model_reads_in_its_arguments_too() -> None:
+    with pytest.raises(UserError, match=r"reads the data of 'y_1' in its arguments as well as by obs="):
+        calibrate(_reread, torch.tensor([0.1, 0.4, 0.3]), simulations=20)
+
+
+@pytest.mark.parametrize("error", [UserError("no"), torch.OutOfMemoryError("no"), ValueError("no"), RuntimeError("no")])
+def test_faults_are_not_counted_as_failed_fits(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr(calibration, "fit_variational", fail)
+    with pytest.raises(type(error), match=r"^no$"):
+        calibrate(programs.normal, torch.zeros(2), simulations=20)
+
+
+def test_fits_that_fail_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ArithmeticError
+
+    monkeypatch.setattr(calibration, "fit_variational", fail)
+    with pytest.raises(UserError, match="none of 20 simulated data sets could be fitted"):
+        calibrate(programs.normal, torch.zeros(2), simulations=20)
+
+
+def test_histograms_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _calibration(*[_ranks(40, 1.0, 1.0, seed) for seed in range(6)])
+    calls: list[int] = []
+    real = Calibration.histogram
+    monkeypatch.setattr(Calibration, "histogram", lambda self: calls.append(1) or real(self))
+    assert len(found.elements()) == 6
+    assert len(calls) == 1
 
 
 def test_other_refusals() -> None:

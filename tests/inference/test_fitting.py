@@ -20,7 +20,9 @@ from emfc.inference.fit_step import Stepper
 from emfc.inference.fitting import FitRecord, default_options, fit_variational
 from emfc.inference.objectives import OBJECTIVES
 from emfc.inference.schedule import Budget, Cycle, improves
+from emfc.inference.starts import NoStart
 from emfc.inference.variational import VariationalFlow
+from emfc.program.errors import CompileError
 
 
 @pytest.fixture(autouse=True)
@@ -121,23 +123,10 @@ def test_a_gaussian_posterior_stays_exact():
 
 
 @pytest.mark.parametrize("anneal", [0.5, 1.0])
-@pytest.mark.parametrize("prior", [False, True])
-def test_annealing_ends_at_the_target(anneal, prior):
+def test_annealing_ends_at_the_target(anneal):
     log_joint = compile_target(normal_model, DATA)
     flow = flow_of(log_joint)
-
-    def log_prior(value):
-        return -0.125 * value[..., 0].square()
-
-    record = fit_variational(
-        flow,
-        log_joint,
-        steps=600,
-        start="prior",
-        learning_rate=0.03,
-        anneal=anneal,
-        log_prior=log_prior if prior else None,
-    )
+    record = fit_variational(flow, log_joint, steps=600, start="prior", learning_rate=0.03, anneal=anneal)
     assert record.elbo == pytest.approx(normal_evidence(DATA), abs=0.01)
 
 
@@ -325,6 +314,8 @@ def test_a_given_start_is_taken_as_it_is():
         ({"particles": 0}, "particles must be"),
         ({"learning_rate": -1.0}, "learning_rate must be positive"),
         ({"anneal": 2.0}, "anneal is a share"),
+        ({"objective": "alpha", "alpha": -0.5}, "alpha must be 0 or more"),
+        ({"objective": "alpha", "alpha": 1.0}, "alpha=1 is the evidence lower bound"),
     ],
 )
 def test_options_without_a_meaning(options, text):
@@ -405,7 +396,7 @@ def test_evaluations_are_compared_with_the_same_noise():
 
 def test_mode_trials_can_fail(monkeypatch):
     def fail(*args, **kwargs):
-        raise ValueError("no way up")
+        raise NoStart("no way up")
 
     monkeypatch.setattr(fit_run, "mode_start", fail)
     log_joint = compile_target(normal_model, DATA)
@@ -418,6 +409,65 @@ def test_the_order_at_the_end_follows_the_fit():
     assert late_alpha(0.0) == late_alpha(0.01) == 0.5
     assert 0.5 < late_alpha(0.2) < late_alpha(2.0) < 1
     assert late_alpha(math.inf) == 1
+    assert late_alpha(1e30) == late_alpha(1e9) == 1
+
+
+def test_a_fit_of_huge_variance_ends_by_the_bound_itself():
+    """An order that rounds to 1 is the evidence lower bound, which the fall then goes on with."""
+    log_joint = compile_target(normal_model, DATA)
+
+    def steep(value):
+        return -1e12 * value[..., 0].square()
+
+    record = fit_variational(flow_of(log_joint), steep, steps=300, start="given", learning_rate=1e-6, particles=16)
+    assert record.objective == "elbo"
+    assert math.isfinite(record.elbo)
+
+
+def test_the_record_names_every_objective():
+    log_joint = compile_target(normal_model, DATA)
+    record = fit_variational(flow_of(log_joint), scaled(log_joint), steps=600)
+    assert record.objective == "elbo, alpha"
+
+
+@pytest.mark.parametrize("error", [UserError("no"), CompileError("E-MODEL", "no"), torch.OutOfMemoryError("no")])
+def test_true_faults_get_out_of_the_search_for_a_mode(error, monkeypatch):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(fit_run, "mode_start", fail)
+    log_joint = compile_target(normal_model, DATA)
+    with pytest.raises(type(error)):
+        fit_variational(flow_of(log_joint), log_joint, steps=50)
+
+
+@pytest.mark.parametrize("kind", ["some", "all", "gradient"])
+def test_a_fit_without_a_budget_ends_where_steps_come_to_nothing(kind, monkeypatch):
+    monkeypatch.setattr(fit_run, "Cycle", partial(Cycle, least=300))
+    log_joint = compile_target(normal_model, DATA)
+    calls = []
+
+    def holed(value):
+        calls.append(len(value))
+        assert len(calls) < 10_000
+        if kind == "gradient":
+            return (value[..., 0] * 0).sqrt()
+        holes = torch.ones(len(value), dtype=torch.bool)
+        if kind == "some":
+            holes[1:] = False
+        return torch.where(holes, -torch.inf, scaled(log_joint)(value))
+
+    told = []
+    progress = lambda step, elbo: told.append(elbo)  # noqa: E731
+    record = fit_variational(flow_of(log_joint), holed, start="prior", particles=16, progress=progress)
+    assert record.remarks
+    if kind == "some":
+        assert told
+        assert all(map(math.isfinite, told))
+        assert "no density" in record.remarks[-1]
+    else:
+        assert "100% of the last steps came to nothing" in record.remarks[0]
+    assert record.stopped == "failed"
 
 
 def test_slow_targets_get_fewer_draws():

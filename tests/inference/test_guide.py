@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
+import weakref
+from functools import partial
 from typing import Any
 
 import pyro
@@ -145,6 +148,57 @@ def test_quantiles_lie_in_the_supports(name: str) -> None:
     assert not bool(guide.flow.layer.outside(guide.flow.pack(held)).any())
 
 
+def flat_bound(y: Tensor) -> None:
+    """A bound that does not move where the other site is small."""
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    b = pyro.sample("b", dist.Uniform(0.0, 1.0 + torch.relu(x - 2.5)))
+    pyro.sample("y", dist.Normal(x + b, 1.0), obs=y)
+
+
+def chosen_bound(y: Tensor) -> None:
+    """A bound of two values, of a truncated family."""
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    with pyro.plate("n", 2):
+        scale = torch.where(x > 4.0, torch.tensor(2.0), torch.tensor(1.0))
+        b = pyro.sample("b", dist.Uniform(-scale, scale))
+        pyro.sample("y", dist.Normal(x + b, 1.0), obs=y)
+
+
+@pytest.mark.parametrize("model", [flat_bound, chosen_bound])
+def test_supports_that_move_only_somewhere(model: Any) -> None:
+    y = torch.tensor(1.0) if model is flat_bound else torch.tensor([1.0, 0.5])
+    coordinates = EMFGuide(model, "meanfield").setup(y)._coordinate_map()
+    examples = torch.tensor([[4.5, 2.0], [0.0, 0.5]] if model is flat_bound else [[4.5, 1.7, -1.8], [0.0, 0.5, -0.5]])
+    assert [site.moving is not None for site in coordinates.sites] == [False, True]
+    free, ladj = coordinates.unconstrain(examples)
+    torch.testing.assert_close(coordinates.constrain(free), examples)
+    for row, value in zip(examples, ladj, strict=True):
+        jacobian: Any = torch.autograd.functional.jacobian(lambda x: coordinates.unconstrain(x[None])[0][0], row)
+        torch.testing.assert_close(torch.linalg.slogdet(jacobian)[1], value)
+
+
+def test_supports_that_other_parameters_leave_alone() -> None:
+    for name in ("hierarchy", "nested", "scaled", "cholesky", "learned", "improper"):
+        coordinates = EMFGuide(MODELS[name].model, "meanfield").setup(*MODELS[name].args())._coordinate_map()
+        assert all(site.moving is None for site in coordinates.sites), name
+
+
+def test_the_transform_forgets_what_is_stale() -> None:
+    guide = EMFGuide(normal, "meanfield").setup(torch.tensor([1.0]))
+    transform, noise = guide.get_transform(), torch.randn(3, 1)
+    free = transform(noise)
+    assert transform.log_abs_det_jacobian(noise, free) is transform.log_abs_det_jacobian(noise, free)
+    stirred(guide, 0.5)
+    torch.testing.assert_close(transform.log_abs_det_jacobian(noise, free), transform.call_and_ladj(noise)[1])
+    free = transform(noise)
+    graph = weakref.ref(transform.log_abs_det_jacobian(noise, free))
+    assert graph() is not None
+    del free
+    gc.collect()
+    assert graph() is None
+    copy.deepcopy(transform)
+
+
 # ---------------------------------------------------------------- as Pyro uses guides
 
 
@@ -284,12 +338,22 @@ def test_summed_sites_by_enumeration() -> None:
 
 def test_guides_have_their_own_parameters() -> None:
     y = torch.tensor([1.0])
-    first, second = EMFGuide(normal), EMFGuide(normal)
+    first, second = EMFGuide(normal), EMFGuide(normal, name="mine")
     for guide in (first, second):
         SVI(normal, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(y)
     names = list(pyro.get_param_store().keys())
     assert len(names) == len(list(first.parameters())) + len(list(second.parameters()))
-    assert EMFGuide(normal, name="mine")._pyro_name == "mine"
+    assert all(name.startswith(("EMFGuide_normal.", "mine.")) for name in names)
+    third = EMFGuide(normal)
+    assert Predictive(normal, guide=third, num_samples=3)(y)["mean"].shape[0] == 3
+    with pytest.raises(UserError, match=r"'EMFGuide_normal'.*name="):
+        SVI(normal, third, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO()).step(y)
+
+
+def test_names_come_from_the_model() -> None:
+    held = partial(partial(normal), torch.zeros(2))
+    names = [EMFGuide(model)._pyro_name for model in (normal, normal, held, lambda: None, Module(), normal)]
+    assert names == ["EMFGuide_normal"] * 3 + ["EMFGuide_lambda", "EMFGuide_Module", "EMFGuide_normal"]
 
 
 def test_a_cleared_store_is_filled_again() -> None:
@@ -389,6 +453,13 @@ def poisson_latent(y: Tensor) -> None:
     pyro.sample("y", dist.Normal(count, 1.0), obs=y)
 
 
+def unread(y: Tensor) -> None:
+    """A discrete site that nothing reads."""
+    pyro.sample("z", dist.Bernoulli(0.3))
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
+
+
 def local_in_a_subsample(y: Tensor) -> None:
     """A latent site in a plate that takes a part of its rows."""
     with pyro.plate("n", len(y), subsample_size=2) as rows:
@@ -402,6 +473,9 @@ def test_refusals() -> None:
         EMFGuide(poisson_latent).setup(y[0])
     with pytest.raises(CompileError, match="'count'"):
         SVI(poisson_latent, EMFGuide(poisson_latent), pyro.optim.Adam({}), Trace_ELBO()).step(y[0])
+    for guide in (EMFGuide(unread), EMFGuide(unread, amortize=True)):
+        with pytest.raises(CompileError, match=r"'z' is discrete and nothing depends on it"):
+            guide.setup(y[0])
     with pytest.raises(CompileError, match=r"E-SUBSAMPLE.*'x'"):
         EMFGuide(local_in_a_subsample).setup(y)
     with pytest.raises(UserError, match="setup"):

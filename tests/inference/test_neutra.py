@@ -16,7 +16,7 @@ from pyro.infer.autoguide.initialization import init_to_value
 from pyro.infer.reparam import NeuTraReparam
 
 from emfc import EMFGuide, UserError
-from emfc.inference.hmc import run_nuts
+from emfc.inference.hmc import Chains, run_nuts
 from emfc.inference.variational import VariationalFlow
 from tests.inference.guided import MODELS, normal
 from tests.programs.accepted import PROGRAMS
@@ -157,6 +157,30 @@ def test_the_sampler_reports_divergences() -> None:
 
     held = run_nuts(flow_of(6), funnel, warmup=100, samples=100, chains=4, seed=1)
     assert held.divergences > 0 or held.worst_ess < 100
+
+
+def chains_of(**draws: torch.Tensor) -> Chains:
+    """The record of some draws."""
+    from emfc.inference.diagnostics import ess_bulk, rhat
+
+    r_hat = {name: rhat(value) for name, value in draws.items()}
+    return Chains(draws, r_hat, {name: ess_bulk(value) for name, value in draws.items()}, 0, 0.8, 0.1, 1, 0.1)
+
+
+def test_the_worst_figures() -> None:
+    torch.manual_seed(0)
+    moving, still = torch.randn(2, 100, 2), torch.ones(2, 100)
+    held = chains_of(moving=moving, still=still)
+    assert held.worst_r_hat == float(held.r_hat["moving"].max()) < 1.1
+    assert held.worst_ess == float(held.ess["moving"].min())
+    for wrong in (math.inf, math.nan):
+        spoilt = moving.clone()
+        spoilt[0, 3, 1] = wrong
+        held = chains_of(moving=spoilt, still=still)
+        assert held.worst_r_hat == math.inf
+        assert math.isnan(held.worst_ess)
+    assert chains_of(still=torch.full((2, 100), math.inf)).worst_r_hat == math.inf
+    assert math.isnan(chains_of(still=still).worst_ess)
 
 
 def test_refusals() -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
 from pathlib import Path
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 import emfc
 from emfc import Posterior, UserError
+from emfc.inference import storage
 from tests.inference import posterior_programs as programs
 
 
@@ -96,6 +100,59 @@ def test_files(fitted, tmp_path: Path) -> None:
         Posterior.load(folder, programs.normal, y)
 
 
+def test_files_are_not_loaded_with_other_data(fitted, tmp_path: Path) -> None:
+    posterior, x, y = fitted
+    posterior.save(tmp_path / "p")
+    for other in (y + 1, 100 * y, y[:-1]):
+        with pytest.raises(UserError, match="of other data at site 'y'"):
+            Posterior.load(tmp_path / "p", programs.regression, x[: len(other)], other)
+    with pytest.raises(UserError, match="'y' is observed by the stored posterior alone"):
+        Posterior.load(tmp_path / "p", lambda: pyro.sample("w", _two()))
+    assert Posterior.load(tmp_path / "p", programs.regression, x, y.float().double()).data.keys() == {"y"}
+
+
+def _two() -> dist.Distribution:
+    return dist.Normal(torch.zeros(2), 1.5).to_event(1)
+
+
+def test_numbers_that_are_not_finite_come_back(fitted, tmp_path: Path) -> None:
+    posterior = fitted[0]
+    record = dataclasses.replace(
+        posterior.record,
+        elbo=-math.inf,
+        elbo_se=math.nan,
+        history=[(50, math.inf), (100, -1.0)],
+        starts={"prior": -math.inf},
+    )
+    held = Posterior(
+        posterior.flow,
+        record,
+        draws=posterior.draws,
+        log_joint_values=posterior.log_joint_values,
+        log_weights=posterior.log_weights,
+        parameters={},
+        data=posterior.data,
+        options=posterior.options,
+    )
+    held.save(tmp_path / "p")
+    found = Posterior.load(tmp_path / "p").record
+    assert found.elbo == -math.inf
+    assert math.isnan(found.elbo_se)
+    assert found.history == record.history
+    assert found.starts == record.starts
+
+
+def test_faults_of_the_library_are_not_called_damage(fitted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted[0].save(tmp_path / "p")
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("a fault")
+
+    monkeypatch.setattr(storage, "program_from_document", fail)
+    with pytest.raises(RuntimeError, match=r"^a fault$"):
+        Posterior.load(tmp_path / "p")
+
+
 def test_damaged_files(fitted, tmp_path: Path) -> None:
     folder = tmp_path / "p"
     fitted[0].save(folder)
@@ -121,6 +178,10 @@ def test_damaged_files(fitted, tmp_path: Path) -> None:
         damaged("newer", format=2): "newer emfc",
         damaged("options", options={"backbone": "none"}): "damaged",
         damaged("key", extra=1): "damaged",
+        damaged("option", options={"depth": 2}): "no option depth",
+        damaged("other", options={"backbone": "iaf"}): "weights are not those",
+        damaged("record", record={"elbo": 1.0}): "damaged: its record has elbo",
+        damaged("number", record={**document["record"], "elbo": "much"}): "numbers that are none",
         damaged("program", program={}): "damaged",
         tmp_path / "absent": "holds no posterior",
     }
@@ -153,6 +214,28 @@ def test_arviz(fitted) -> None:
     import matplotlib.pyplot as plt
 
     plt.close("all")
+
+
+@pytest.mark.parametrize(("asked", "each"), [(2, 1), (4, 1), (6, 2), (4000, 1000)])
+def test_arviz_gives_as_many_predictive_draws_as_asked(fitted, asked: int, each: int) -> None:
+    pytest.importorskip("arviz")
+    assert fitted[0].to_arviz(predictive=asked).posterior_predictive["y"].shape == (4, each, 20)
+
+
+@pytest.mark.parametrize("asked", [-1, 4001, 2.0, True])
+def test_arviz_refuses_other_numbers(fitted, asked: object) -> None:
+    pytest.importorskip("arviz")
+    with pytest.raises(UserError, match="predictive is a whole number from 0 to 4000"):
+        fitted[0].to_arviz(predictive=asked)
+
+
+def test_arviz_predicts_from_the_draws_that_it_shows() -> None:
+    pytest.importorskip("arviz")
+    posterior = emfc.infer(programs.normal, torch.zeros(1, dtype=torch.float64), steps=50)
+    data = posterior.to_arviz(predictive=1000)
+    mean = torch.tensor(data.posterior["mean"].values[:, :250].reshape(-1))
+    new = torch.tensor(data.posterior_predictive["y"].values.reshape(-1))
+    assert float(torch.corrcoef(torch.stack([mean, new]))[0, 1]) > 0.5
 
 
 def test_arviz_is_missing(fitted, monkeypatch: pytest.MonkeyPatch) -> None:

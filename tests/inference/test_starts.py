@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from emfc.compiler import compile_target
 from emfc.inference import starts
-from emfc.inference.starts import find_mode, hessian, lbfgs, mode_start, value_and_gradient, whitening
+from emfc.inference.starts import NoStart, find_mode, hessian, lbfgs, mode_start, value_and_gradient, whitening
 from emfc.inference.variational import VariationalFlow
 
 
@@ -121,7 +121,7 @@ def test_whitening_of_a_saddle_is_positive_definite():
     ("curvature", "text"), [(torch.full((2, 2), math.nan), "not finite"), (torch.zeros(2, 2), "flat")]
 )
 def test_whitening_says_why_not(curvature, text):
-    with pytest.raises(ValueError, match=text):
+    with pytest.raises(NoStart, match=text):
         whitening(curvature)
 
 
@@ -135,7 +135,7 @@ def test_edges_are_kept_away_from(bad):
     mode, curvature = find_mode(log_density, torch.tensor([3.0, 5.0]))
     assert torch.allclose(mode.loc, torch.ones(2), atol=1e-6)
     assert torch.allclose(whitening(curvature), 0.5 * torch.eye(2), atol=1e-5)
-    with pytest.raises(ValueError, match="is 0 or not a number"):
+    with pytest.raises(NoStart, match="is 0 or not a number"):
         find_mode(log_density, torch.zeros(2))
 
 
@@ -148,7 +148,7 @@ def test_values_that_are_not_finite_count_as_zero_density():
 def test_unbounded_densities_end():
     mode, curvature = find_mode(lambda x: x.sum(-1), torch.zeros(2), iterations=20)
     assert mode.iterations <= 20
-    with pytest.raises(ValueError, match="flat"):
+    with pytest.raises(NoStart, match="flat"):
         whitening(torch.where(curvature.abs() < 1e-3, torch.zeros(2, 2), curvature))
 
 
@@ -204,7 +204,7 @@ def test_too_many_dimensions(monkeypatch):
     log_joint = compile_target(regression, torch.zeros(2), torch.zeros(2))
     flow = VariationalFlow(log_joint.target.prior(), backbone="mvn")
     monkeypatch.setattr(starts, "LARGEST_HESSIAN", 1)
-    with pytest.raises(ValueError, match="too many for a Hessian"):
+    with pytest.raises(NoStart, match="too many for a Hessian"):
         mode_start(flow, log_joint, like=torch.zeros(()), deadline=None)
 
 
@@ -218,5 +218,5 @@ def test_closed_gates_whiten_the_values_themselves(gate_form):
     value, log_q = flow.rsample_and_log_prob((500,))
     assert float((log_joint(value) - log_q).detach().std()) < 1e-4
     bare = VariationalFlow(log_joint.target.prior(), backbone="mvn", gate=None)
-    with pytest.raises(ValueError, match="without gates"):
+    with pytest.raises(NoStart, match="without gates"):
         mode_start(bare, log_joint, like=torch.zeros(()), deadline=None, closed=True)
