@@ -6,10 +6,10 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-from emfc.inference.densities_classic import CLASSIC
 from emfc.inference.density import FittedDensity, fit_density
 from emfc.report.canvas import new_figure, save_figure
 from tests.accuracy import page
+from tests.inference.densities_classic import CLASSIC
 
 PICTURE = page.ROOT / "docs" / "images" / "densities.svg"
 STEPS = 2400

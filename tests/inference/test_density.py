@@ -16,8 +16,8 @@ from torch.distributions import constraints
 
 import emfc
 from emfc.errors import UserError
-from emfc.inference.densities_classic import CLASSIC
 from emfc.inference.density import fit_density
+from tests.inference.densities_classic import CLASSIC
 
 
 def integral(name, points=1201):
