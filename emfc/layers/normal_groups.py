@@ -86,10 +86,18 @@ def spread_of(differences: Sequence[Tensor], scale: Tensor) -> int:
 def _summed(values: Sequence[Tensor], dims: tuple[int, ...], *, keepdim: bool = False) -> Tensor:
     """Squares summed over some dimensions, of all values together."""
     first, *others = values
-    total: Tensor = (first * first).sum(dims, keepdim=keepdim)
+    total = _squares(first, dims, keepdim=keepdim)
     for value in others:
-        total += (value * value).sum(dims, keepdim=keepdim)
+        total += _squares(value, dims, keepdim=keepdim)
     return total
+
+
+def _squares(value: Tensor, dims: tuple[int, ...], *, keepdim: bool) -> Tensor:
+    """Squares summed over all but the first dimension, or over some that are kept."""
+    squares = value * value
+    if not keepdim and squares.numel() == len(squares):
+        return squares.reshape(-1)
+    return squares.sum(dims, keepdim=keepdim)
 
 
 def _column(value: Tensor, rank: int) -> Tensor:

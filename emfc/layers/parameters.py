@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
+from torch.distributions import AffineTransform, ComposeTransform, constraints, transform_to
 
 from emfc.program.constraint import constraint_from_data
 from emfc.program.ir import Program
@@ -27,7 +27,26 @@ def lifted(program: Program) -> tuple[list[constraints.Constraint], Transforms, 
     for parameter, constraint in zip(program.parameters, held, strict=True):
         start = transform_to(constraint).inv(parameter.initial.to(dtype))
         unconstrained.append(nn.Parameter(start.detach().clone().contiguous()))
-    return held, tuple(None if one is constraints.real else transform_to(one) for one in held), unconstrained
+    return held, tuple(map(_constraining, held)), unconstrained
+
+
+def _constraining(constraint: constraints.Constraint) -> Callable[[Tensor], Tensor] | None:
+    """The map onto a constraint, None for the identity, without the shift by 0 and the scaling by 1 that follow the
+    exponential for a bound of 0.
+    """
+    transform = transform_to(constraint)
+    parts = transform.parts if isinstance(transform, ComposeTransform) else [transform]
+    needed = [part for part in parts if not _is_identity(part)]
+    if not needed:
+        return None
+    return transform if len(needed) == len(parts) else needed[0] if len(needed) == 1 else ComposeTransform(needed)
+
+
+def _is_identity(transform: object) -> bool:
+    if not isinstance(transform, AffineTransform):
+        return False
+    loc, scale = transform.loc, transform.scale
+    return not isinstance(loc, Tensor) and not isinstance(scale, Tensor) and loc == 0 and scale == 1
 
 
 class Parameters:
