@@ -24,6 +24,13 @@ def dtype(request: pytest.FixtureRequest) -> torch.dtype:
     return getattr(torch, request.config.getoption("--dtype"))
 
 
+@pytest.fixture
+def float64(_clean_state: None) -> torch.dtype:
+    """Double precision, whatever was chosen."""
+    torch.set_default_dtype(torch.float64)
+    return torch.float64
+
+
 @pytest.fixture(autouse=True)
 def _clean_state(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fixed seed, the chosen default dtype and an empty param store for every test."""

@@ -26,6 +26,8 @@ from emfc.transforms import CDFTransform, NormalTransform, from_normal, mixture_
 
 __all__ = ["Density", "connected"]
 
+_DTYPES = frozenset((torch.float32, torch.float64))
+
 
 class Density:
     """Noise from examples.
@@ -103,14 +105,15 @@ class Density:
         .. math:: \sum_j \log f_j(x_j \mid x_{pa(j)}) = \sum_j \log \phi(e_j) + \log |\det \partial e / \partial x|
         """
         held = self._log_density
-        if held is None or gates.values is not None or values.dtype not in (torch.float32, torch.float64):
+        if held is None or gates.values is not None or values.dtype not in _DTYPES:
             noises, ladj = self.pieces(values, parameters.flat, gates)
             squares = torch.stack([noise.square().sum(-1) for noise in noises]).sum(0)
             return ladj - 0.5 * (squares + self.plan.noise_dim * math.log(2 * math.pi))
+        plain = held.log_density if isinstance(held, Fused) else held
         failure: Exception | None = None
         try:
             if not eager():
-                return connected(held(values, parameters), values)
+                return connected(plain(values, parameters), values)
             if isinstance(held, Fused):
                 total, whole = held.with_sum(values, parameters)
             else:
@@ -127,9 +130,9 @@ class Density:
         if not bool(rows.any()):
             if failure is not None:
                 raise failure
-            return total
+            return connected(plain(values, parameters), values) if plain is not held else total
         safe = torch.where(outside, self.supports.prototype(values), values)
-        return self._cut(rows, values, held(safe, parameters))
+        return self._cut(rows, values, plain(safe, parameters))
 
     @staticmethod
     def _cut(rows: Tensor, values: Tensor, found: Tensor) -> Tensor:

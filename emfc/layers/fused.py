@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from emfc.layers.parameters import Parameters
-from emfc.special.precision import eager
 
 __all__ = ["Fused"]
 
@@ -23,7 +22,7 @@ _UNCHANGING = re.compile(
 
 
 class _LogDensity(Protocol):
-    def __call__(self, values: Tensor, parameters: Parameters) -> Tensor: ...
+    def __call__(self, values: Tensor, parameters: Parameters, *, guarded: bool = False) -> Tensor: ...
 
 
 class Fused:
@@ -42,26 +41,25 @@ class Fused:
         Args:
             log_density: Of examples and parameters.
         """
-        self._log_density = log_density
+        self.log_density = log_density
         self._compiled: _WithSum | None = None
         self._transforms: tuple[Any, ...] = ()
-        self._known: set[tuple[torch.dtype, torch.device]] = set()
+        self._dtype: torch.dtype | None = None
+        self._device: torch.device | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": None, "_known": set()}
-
-    def __call__(self, values: Tensor, parameters: Parameters) -> Tensor:
-        """Log density where every value is inside its support; elsewhere not finite."""
-        return self.with_sum(values, parameters)[0] if eager() else self._log_density(values, parameters)
+        return {**self.__dict__, "_compiled": None, "_dtype": None}
 
     def with_sum(self, values: Tensor, parameters: Parameters) -> tuple[Tensor, Tensor]:
-        """The same with its sum over all examples, without gradients, which tells whether all is finite."""
-        key = (values.dtype, values.device)
-        if key not in self._known:  # tables are made once, outside the compiler
-            self._known.add(key)
-            with torch.no_grad():
-                self._log_density(values[:1], parameters)
-        if self._compiled is None or parameters.transforms != self._transforms:
+        """Log density, and its sum over all examples, without gradients, which tells whether all is finite.
+
+        Where it is not, a value is outside its support, or `log_density` finds what this cannot.
+        """
+        if values.dtype is not self._dtype or values.device != self._device:
+            self._dtype, self._device = values.dtype, values.device
+            with torch.no_grad():  # tables are made once, outside the compiler
+                self.log_density(values[:1], parameters)
+        if self._compiled is None or parameters.transforms is not self._transforms:
             self._transforms = parameters.transforms
             self._compiled = torch.compile(self._function(), dynamic=False, options={"guard_filter_fn": _changeable})
             try:
@@ -77,10 +75,10 @@ class Fused:
 
     def _function(self) -> _WithSum:
         """A function of tensors alone, with code of its own: torch keeps and counts what it compiles by code object."""
-        plan_density, plan_transforms = self._log_density, self._transforms
+        plan_density, plan_transforms = self.log_density, self._transforms
 
         def run(examples: Tensor, *unconstrained: Tensor) -> tuple[Tensor, Tensor]:
-            total = plan_density(examples, Parameters(unconstrained, plan_transforms, examples))
+            total = plan_density(examples, Parameters(unconstrained, plan_transforms, examples), guarded=True)
             return total, total.detach().sum()
 
         return FunctionType(run.__code__.replace(), run.__globals__, run.__name__, None, run.__closure__)

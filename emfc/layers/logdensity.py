@@ -250,13 +250,17 @@ class LogDensity:
             )
         return held
 
-    def __call__(self, values: Tensor, parameters: Parameters, data: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, values: Tensor, parameters: Parameters, data: Tensor | None = None, *, guarded: bool = False
+    ) -> Tensor:
         """Log density ``[B]`` of examples ``[B, D]`` where every site is inside its support; elsewhere not finite.
 
         Args:
             values: The examples.
             parameters: The program's parameters.
             data: Where they are apart, the data ``[B or 1, O]``.
+            guarded: Whether the result may be NaN also where a scale is so small or large that its square is not safe,
+                since the caller then finds it again without this.
         """
         dtype = values.dtype
         prepared = self.prepared(dtype)
@@ -298,7 +302,7 @@ class LogDensity:
                 difference = difference.expand(len(values), *difference.shape[1:])
             tensors += (difference, scale)
         if terms:
-            parts.append(normal_sum(terms, tensors, direct=values.is_cpu and direct()))
+            parts.append(normal_sum(terms, tensors, direct=values.is_cpu and direct(), guarded=guarded))
         total = parts[0] if parts else values.new_zeros(len(values))
         for part in parts[1:]:
             total = total + part

@@ -20,9 +20,12 @@ class MixedLogDensity:
         self._filter = held
         self._ordinary = (ordinary or LogDensity(plan)) if plan.ordinary else None
 
-    def __call__(self, values: Tensor, parameters: Parameters) -> Tensor:
-        """Log density ``[B]`` of examples ``[B, D]`` where every site is inside its support; elsewhere not finite."""
+    def __call__(self, values: Tensor, parameters: Parameters, *, guarded: bool = False) -> Tensor:
+        """Log density ``[B]`` of examples ``[B, D]`` where every site is inside its support; elsewhere not finite.
+
+        `guarded` is as in `LogDensity`.
+        """
         total = self._filter.log_prob(self._plan.environment(values, parameters.flat))
         if self._ordinary is not None:
-            total = total + self._ordinary(values, parameters)
+            total = total + self._ordinary(values, parameters, guarded=guarded)
         return total + 0 * values[:, 0]  # a density of steps has a gradient as well: zero

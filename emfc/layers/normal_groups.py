@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "LIMITS",
     "Part",
     "Term",
     "group_density",
@@ -105,7 +106,7 @@ def _column(value: Tensor, rank: int) -> Tensor:
     return value.reshape(-1, *[1] * (rank - 1))
 
 
-_LIMITS = {dtype: torch.finfo(dtype).tiny ** 0.35 for dtype in (torch.float32, torch.float64)}
+LIMITS = {dtype: torch.finfo(dtype).tiny ** 0.35 for dtype in (torch.float32, torch.float64)}
 """Scales between this and its reciprocal have squares far from overflow and underflow."""
 
 
@@ -116,7 +117,7 @@ def _one_number(term: Term, scale: Tensor | None, dtype: torch.dtype) -> float |
         number = scale.item()
     if number is None:
         return None
-    limit = _LIMITS[dtype]
+    limit = LIMITS[dtype]
     if term.logarithm:
         number = math.exp(number) if abs(number) < -math.log(limit) else 0.0
     return number if limit < number < 1 / limit else None
@@ -140,7 +141,7 @@ def group_density(
         return squares, -0.5 / (number * number), -term.size * math.log(number), part, (squares,)
     scale = scale_of(term, first, scale)
     spread = spread_of(differences, scale)
-    limit = _LIMITS[scale.dtype]
+    limit = LIMITS[scale.dtype]
     if spread > 1 and not term.logarithm and scale.numel():
         least, most = scale.aminmax()
         if least.item() > limit and most.item() < 1 / limit:

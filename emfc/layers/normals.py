@@ -9,6 +9,7 @@ are one group, whose squares are summed together.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from emfc.layers.columns import plain_gradients
 from emfc.layers.normal_groups import (
+    LIMITS,
     Part,
     Term,
     group_density,
@@ -89,7 +91,7 @@ def _differentiable_gradients(
     ]
 
 
-def _plain(groups: Sequence[Term], tensors: Sequence[Tensor | None]) -> Tensor:
+def _plain(groups: Sequence[Term], tensors: Sequence[Tensor | None], *, guarded: bool = False) -> Tensor:
     """The sum by ordinary operations."""
     total: Tensor | None = None
     start = 0
@@ -99,7 +101,8 @@ def _plain(groups: Sequence[Term], tensors: Sequence[Tensor | None]) -> Tensor:
         scale = scale_of(term, differences[0], tensors[end])
         start = end + 1
         spread = spread_of(differences, scale)
-        squares = [_squares(term, difference, scale, spread) for difference in differences]
+        find = _guarded_squares if guarded and scale.numel() == 1 else _squares
+        squares = [find(term, difference, scale, spread) for difference in differences]
         value = reduce(add, squares) * -0.5 - per_example(scale if term.logarithm else scale.log(), spread)
         total = value if total is None else total + value
     if total is None:
@@ -126,7 +129,21 @@ def _squares(term: Term, difference: Tensor, scale: Tensor, spread: int) -> Tens
     return squares.flatten(1).sum(-1)
 
 
-def normal_sum(terms: Sequence[Term], tensors: Sequence[Tensor | None], *, direct: bool) -> Tensor:
+def _guarded_squares(term: Term, difference: Tensor, scale: Tensor, spread: int) -> Tensor:
+    """The same for one scale, without a multiplication at every element; NaN where its fourth power, which is in the
+    derivative, is not safe.
+    """
+    scale = scale.reshape(())
+    limit = math.sqrt(LIMITS[scale.dtype])
+    safe = scale.abs() < -math.log(limit) if term.logarithm else (scale > limit) & (scale < 1 / limit)
+    precision = torch.exp(-2 * scale) if term.logarithm else (scale * scale).reciprocal()
+    squares: Tensor = (difference * difference).flatten(1).sum(-1)
+    return squares * torch.where(safe, precision, torch.nan)
+
+
+def normal_sum(
+    terms: Sequence[Term], tensors: Sequence[Tensor | None], *, direct: bool, guarded: bool = False
+) -> Tensor:
     """The log densities of normal classes, summed per example.
 
     Args:
@@ -134,6 +151,7 @@ def normal_sum(terms: Sequence[Term], tensors: Sequence[Tensor | None], *, direc
         tensors: For each class the difference between values and location ``[B, n, *shape]`` and the scale, or its
             logarithm, of the same rank; None where the term has it as a number.
         direct: Whether a function with a backward of its own may be used, which looks at scales.
+        guarded: Whether the result may be NaN where the square of a scale is not safe.
 
     Returns:
         ``[B]``.
@@ -141,7 +159,7 @@ def normal_sum(terms: Sequence[Term], tensors: Sequence[Tensor | None], *, direc
     if direct:
         groups, tensors = _grouped(terms, tensors)
         return _NormalSum.apply(groups, *tensors)  # type: ignore[no-any-return, no-untyped-call]
-    return _plain(terms, tensors)
+    return _plain(terms, tensors, guarded=guarded)
 
 
 def _grouped(terms: Sequence[Term], tensors: Sequence[Tensor | None]) -> tuple[Sequence[Term], Sequence[Tensor | None]]:

@@ -90,6 +90,7 @@ class StructuredLayer(nn.Module):
         staged = optimize and not self.plan.populations.sites
         self._sampling: Drawing | Sampling = Drawing(self.plan) if staged else Sampling(self.plan)
         self.packing = Packing(self.plan)
+        self._transform: StructuredTransform | None = None
         self._constraints, self._transforms, self.unconstrained = lifted(program)
         if gate:
             self.supports.check_gates()
@@ -110,7 +111,10 @@ class StructuredLayer(nn.Module):
             context: Accepted so that all layers of a flow are called alike; a program takes its inputs when it is
                 compiled.
         """
-        return StructuredTransform(self)
+        made = self._transform
+        if made is None or made.layer is not self:  # a shallow copy has its own
+            made = self._transform = StructuredTransform(self)
+        return made
 
     @property
     def dim(self) -> int:
@@ -138,7 +142,7 @@ class StructuredLayer(nn.Module):
     def parameters_like(self, like: Tensor) -> Parameters:
         """All program parameters, constrained, in the dtype and device of `like`."""
         held = self._modules["unconstrained"]._parameters.values()  # type: ignore[union-attr]
-        return Parameters([value for value in held if value is not None], self._transforms, like)
+        return Parameters(tuple(held), self._transforms, like)  # type: ignore[arg-type]
 
     def flat_parameters(self, like: Tensor) -> Tensor:
         """All program parameters, constrained and flat ``[P]``, in the dtype and device of `like`."""

@@ -28,12 +28,6 @@ def dtype(request: pytest.FixtureRequest, _clean_state):
     return request.param
 
 
-@pytest.fixture
-def float64(_clean_state):
-    torch.set_default_dtype(torch.float64)
-    return torch.float64
-
-
 def close(actual, expected, dtype, *, float64=1e-9, float32=1e-4):
     tolerance = float64 if dtype is torch.float64 else float32
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
