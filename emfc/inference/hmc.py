@@ -12,6 +12,7 @@ from torch import Tensor
 
 from emfc.errors import UserError
 from emfc.inference.diagnostics import ess_bulk, rhat
+from emfc.inference.traced import traced_value_and_gradient
 from emfc.inference.trajectories import End, Potential, Sampler, State
 from emfc.inference.variational import VariationalFlow
 
@@ -77,7 +78,7 @@ def run_nuts(
     chains: int = 1,
     seed: int = 0,
     max_tree_depth: int = 8,
-    target_accept: float = 0.8,
+    target_accept: float = 0.85,
 ) -> Chains:
     r"""Sample an unnormalised density p of examples through a flow T.
 
@@ -107,19 +108,20 @@ def run_nuts(
     chain = flow.transform(context)
     gradients = 0
 
-    def potential(noise: Tensor) -> tuple[Tensor, Tensor]:
-        nonlocal gradients
-        gradients += len(noise)
-        with torch.enable_grad():
-            noise = noise.detach().requires_grad_(True)
-            examples, ladj = chain.call_and_ladj(noise)
-            value = -(log_density(examples) + ladj)
-            (gradient,) = torch.autograd.grad(value.sum(), noise)
-        return value.detach(), gradient
+    def energy(noise: Tensor) -> Tensor:
+        examples, ladj = chain.call_and_ladj(noise)
+        return -(log_density(examples) + ladj)
 
     with torch.no_grad():
-        shape = (chains, flow.noise_dim)
-        noise = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device)
+        shape = (3 * chains, flow.noise_dim)
+        noise, *others = torch.randn(shape, generator=generator, dtype=like.dtype, device=like.device).split(chains)
+        evaluate = traced_value_and_gradient(energy, torch.cat(others))
+
+        def potential(noise: Tensor) -> tuple[Tensor, Tensor]:
+            nonlocal gradients
+            gradients += len(noise)
+            return evaluate(noise)
+
         state = _Start(potential).run(noise, generator)
         sampler = _Adapting(potential, state, generator, max_tree_depth, target_accept)
         sampler.warm_up(warmup)
@@ -216,6 +218,11 @@ def _windows(steps: int) -> list[int]:
     return ends
 
 
+_GAIN = 5.0
+"""Of the step size's adaptation. The usual 20 lets step sizes swing so widely that their geometric mean is too small:
+at a target of 0.8 chains in 50 dimensions then accept 0.92, with 5 they accept 0.82."""
+
+
 class _DualAveraging:
     """Nesterov's dual averaging of the logarithm of a step size (Hoffman and Gelman 2014)."""
 
@@ -228,7 +235,7 @@ class _DualAveraging:
         self._count += 1
         rate = 1 / (self._count + 10)
         self._error = (1 - rate) * self._error + rate * (self._target - accepted)
-        log_step = self._shrink - math.sqrt(self._count) / 0.05 * self._error
+        log_step = self._shrink - _GAIN * math.sqrt(self._count) * self._error
         weight = self._count**-0.75
         self._log_mean = weight * log_step + (1 - weight) * self._log_mean
         return math.exp(log_step)
