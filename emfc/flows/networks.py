@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from emfc.flows._zuko import MaskedLinear
+from emfc.flows.staircase import Staircase
 
 __all__ = ["ACTIVATIONS", "MaskedNetwork", "hidden_activation", "zero_last_layer"]
 
@@ -58,6 +60,7 @@ class MaskedNetwork(nn.Module):
 
     neighbours: Tensor
     neighbours_valid: Tensor
+    order: Tensor
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class MaskedNetwork(nn.Module):
         self.features = features = ranks.numel()
         self.context_features = context_features
         self.outputs = outputs
+        self.register_buffer("order", ranks.argsort(), persistent=False)
         self.neighbour_weight: nn.Parameter | None = None
         self.bias_only: nn.Parameter | None = None
         if features == 1 and context_features == 0:
@@ -93,6 +97,8 @@ class MaskedNetwork(nn.Module):
                 _fan_in_start(module.weight, module.mask)
                 module.register_buffer("mask", module.mask, persistent=False)
         zero_last_layer(self.layers)
+        self._levels = _levels(degrees[1:], features, outputs)
+        self._reach = list(range(features))
         self._connect(missing)
 
     def _connect(self, missing: Tensor) -> None:
@@ -104,6 +110,13 @@ class MaskedNetwork(nn.Module):
         self.register_buffer("neighbours", index[:, :width].clone(), persistent=False)
         self.register_buffer("neighbours_valid", valid[:, :width, None].bool().clone(), persistent=False)
         self.neighbour_weight = nn.Parameter(torch.zeros(self.features, width, self.outputs))
+        ranks = self._neighbour_ranks().amin(1)
+        self._reach = torch.minimum(ranks, torch.arange(self.features)).tolist()
+
+    def _neighbour_ranks(self) -> Tensor:
+        """Ranks of the neighbours of the elements in their order ``[D, width]``, D where there is none."""
+        ranks = self.order.argsort()[self.neighbours]
+        return torch.where(self.neighbours_valid.squeeze(-1), ranks, self.features)[self.order]
 
     def forward(self, value: Tensor, context: Tensor | None = None) -> Tensor:
         """Returns the outputs ``[*, D, outputs]`` for elements ``[*, D]`` and context ``[*, C]``."""
@@ -117,6 +130,56 @@ class MaskedNetwork(nn.Module):
             weight = self.neighbour_weight * self.neighbours_valid
             result = result + (value[..., self.neighbours].unsqueeze(-1) * weight).sum(dim=-2)
         return result
+
+    def staircase(self, context: Tensor | None = None) -> Staircase:
+        """Returns the network in the order of ranks, for contexts ``[B, C]`` or one ``[1, C]``; dropout is left out.
+
+        Raises:
+            ValueError: The network has constants only.
+        """
+        if self.bias_only is not None:
+            raise ValueError("a network of constants has no layers to be put in order")
+        order, features, outputs = self.order, self.features, self.outputs
+        layers = [module for module in self.layers if isinstance(module, MaskedLinear)]
+        weights = [module.mask * module.weight for module in layers]
+        biases = [module.bias[:, None] for module in layers]
+        if context is not None:
+            biases[0] = torch.addmm(biases[0], weights[0][:, features:], context.t())
+        weights[0] = weights[0][:, :features][:, order]
+        weights[-1] = weights[-1].unflatten(0, (features, outputs))[order].flatten(0, 1)
+        biases[-1] = biases[-1].unflatten(0, (features, outputs))[order].flatten(0, 1)
+        direct = None
+        if self.neighbour_weight is not None:
+            direct = partial(_direct, self.neighbour_weight[order], self._neighbour_ranks())
+        return Staircase(
+            weights=weights,
+            biases=biases,
+            known=self._levels,
+            activations=[partial(_activated, part[0]) for part in self.layers if isinstance(part, nn.Sequential)],
+            direct=direct,
+            reach=self._reach,
+        )
+
+
+def _activated(activation: nn.Module, rows: slice, values: Tensor) -> Tensor:
+    result: Tensor = activation(values)
+    return result
+
+
+def _direct(weight: Tensor, ranks: Tensor, first: int, last: int, lowest: int, highest: int) -> Tensor:
+    """The matrix ``[outputs of ranks first..last, ranks lowest..highest]`` of direct connections."""
+    width = highest - lowest
+    index = ranks[first:last] - lowest
+    index = torch.where((index < 0) | (index >= width), width, index)[..., None].expand_as(weight[first:last])
+    matrix = weight.new_zeros(last - first, width + 1, weight.shape[-1]).scatter_(1, index, weight[first:last])
+    return matrix[:, :width].transpose(1, 2).flatten(0, 1)
+
+
+def _levels(degrees: Sequence[Tensor], features: int, outputs: int) -> list[list[int]]:
+    """For inputs, hidden units of sorted degrees, and outputs: how many there are with the first r ranks, r = 0..D."""
+    ranks = torch.arange(features + 1)
+    hidden = [torch.searchsorted(level, ranks - 1, right=True).tolist() for level in degrees]
+    return [ranks.tolist(), *hidden, (outputs * ranks).tolist()]
 
 
 def _spread(width: int, lowest: int, highest: int) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -13,13 +12,13 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from emfc.errors import UserError
-from emfc.flows._zuko import AutoregressiveTransform
 from emfc.flows.backbones import AutoregressiveLayer, CouplingLayer
 from emfc.flows.composition import Chain
 from emfc.flows.configuration import FlowConfiguration
 from emfc.flows.networks import ACTIVATIONS, zero_last_layer
 from emfc.inference.family_affine import LowRank
 from emfc.inference.masks import turned_mask
+from emfc.inference.options import read_whole
 
 __all__ = ["BACKBONES", "InverseAutoregressiveLayer", "VariationalBackbone", "default_hidden_features"]
 
@@ -30,16 +29,15 @@ BACKBONES = ("meanfield", "mvn", "lowrank", "iaf", "maf", "nsf", "coupling")
 class InverseAutoregressiveLayer(AutoregressiveLayer):
     r"""A masked autoregressive layer whose fast direction is noise -> values.
 
-    :math:`z_i = f(e_i; h_i(e_{<i}, c))`, one pass of the masked network; the inverse takes as many passes as the
-    longest chain of elements that see one another.
+    :math:`z_i = f(e_i; h_i(e_{<i}, c))`, one pass of the masked network; the inverse goes element after element, with a
+    mask in as many passes as the longest chain of elements that see one another.
 
     Source: Kingma et al. (2016), "Improved variational inference with inverse autoregressive flow".
     """
 
     def forward(self, context: Tensor | None = None) -> Transform:
         """Returns the map from noise ``[*, N]`` to values ``[*, N]`` given a context ``[*, C]``."""
-        transform: Transform = AutoregressiveTransform(partial(self._parameters_of, context), self.features)
-        return transform
+        return self.autoregressive(context)
 
 
 class LocalNetwork(nn.Module):
@@ -135,6 +133,8 @@ class VariationalBackbone(nn.Module):
     ) -> None:
         super().__init__()
         _check(backbone, transforms, hidden_features, activation, univariate)
+        context_features, bins = read_whole("context_features", context_features, 0), read_whole("bins", bins, 2, 1024)
+        rank = read_whole("rank", rank, 1)
         if mask is not None and backbone not in ("mvn", "iaf", "maf", "nsf"):
             raise UserError(f"masks='graph' is for the backbones mvn, iaf, maf and nsf, not {backbone!r}")
         layers: list[nn.Module] = []
@@ -213,11 +213,11 @@ def default_hidden_features(features: int) -> tuple[int, int]:
 def _check(backbone: str, transforms: int, hidden_features: Sequence[int], activation: str, univariate: str) -> None:
     if backbone not in BACKBONES:
         raise UserError(f"backbone must be one of {', '.join(BACKBONES)}, not {backbone!r}")
-    if isinstance(transforms, bool) or not isinstance(transforms, int) or transforms < 1:
-        raise UserError(f"transforms must be a number of layers, 1 or more, not {transforms!r}")
-    if not hidden_features or any(not isinstance(width, int) or width < 1 for width in hidden_features):
-        raise UserError(f"hidden_features must be widths of 1 or more, not {tuple(hidden_features)}")
-    if activation not in ACTIVATIONS:
+    read_whole("transforms", transforms, 1, 1000)
+    several = isinstance(hidden_features, Sequence) and not isinstance(hidden_features, str) and hidden_features
+    if not several or any(isinstance(w, bool) or not isinstance(w, int) or w < 1 for w in hidden_features):
+        raise UserError(f"hidden_features must be widths of 1 or more, such as (32, 32), not {hidden_features!r}")
+    if not isinstance(activation, str) or activation not in ACTIVATIONS:
         raise UserError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {activation!r}")
     if univariate not in ("spline", "affine"):
         raise UserError(f"univariate must be 'spline' or 'affine', not {univariate!r}")
