@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from emfc.cli.loader import UserProgram
-from emfc.data import first_few, nearest_name
+from emfc.data import distinct_names, first_few, nearest_name
 from emfc.errors import UserError
 
 __all__ = ["Conditioned", "condition_program", "read_observations"]
@@ -95,6 +95,9 @@ def _conditioned(
 
 def _fitted(value: Any, site: Any, where: str) -> Tensor:
     """Data in the shape and type of their site."""
+    if value is None or isinstance(value, str):
+        told = "nothing (null)" if value is None else f"the text {value!r}"
+        raise UserError(f"{where}: {site.name!r} is {told}; a sample site takes numbers, of shape {list(site.shape)}")
     tensor = torch.as_tensor(value)
     if not site.discrete:
         tensor = tensor.to(torch.get_default_dtype())
@@ -181,12 +184,24 @@ def _read_npz(path: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=lambda pairs: _once(path, pairs))
+    except UserError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable .json file") from error
     if not isinstance(document, dict):
         raise UserError(f"{path} must hold an object of names and arrays, not {type(document).__name__}")
     return document
+
+
+def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The members of an object of a JSON file, each of which has its own name."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{path}: the name {twice!r} comes twice; every array needs its own name")
+    return found
 
 
 def _read_columns(path: Path) -> dict[str, Any]:
@@ -196,13 +211,18 @@ def _read_columns(path: Path) -> dict[str, Any]:
     table: Columns = read_csv(path) if path.suffix.lower() == ".csv" else read_parquet(path)
     plain: dict[str, Any] = {}
     indexed: dict[str, dict[tuple[int, ...], Any]] = {}
-    for name, column in zip(table.names, table.values, strict=True):
+    for name, column in zip(distinct_names(table.names, where=str(path)), table.values, strict=True):
         read = re.fullmatch(r"(.+)\[(\d+(?:,\d+)*)\]", name)
         if read is None:
             plain[name] = _whole(column)
         else:
-            indexed.setdefault(read[1], {})[tuple(map(int, read[2].split(",")))] = column
+            place = tuple(map(int, read[2].split(",")))
+            if place in indexed.setdefault(read[1], {}):
+                raise UserError(f"{path}: the column {name!r} comes twice; every column needs its own name")
+            indexed[read[1]][place] = column
     for name, columns in indexed.items():
+        if name in plain:
+            raise UserError(f"{path}: {name!r} is one column and several with an index as well; leave one of these out")
         places = sorted(columns)
         if len({len(place) for place in places}) > 1:
             raise UserError(f"{path}: the columns of {name!r} have indices of different lengths")

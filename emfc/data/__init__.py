@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from emfc.data.arrange import arrange_examples
 from emfc.data.atomic import check_target, replacing, write_text
-from emfc.data.columns import column_names, first_few, nearest_name
+from emfc.data.columns import column_names, distinct_names, first_few, nearest_name
 from emfc.data.preprocess import (
     Chain,
     Dequantise,
@@ -31,6 +31,7 @@ __all__ = [
     "check_table_target",
     "check_target",
     "column_names",
+    "distinct_names",
     "first_few",
     "nearest_name",
     "parse_recipe",

@@ -15,6 +15,7 @@ from emfc.errors import UserError
 
 __all__ = [
     "column_names",
+    "distinct_names",
     "first_few",
     "join_columns",
     "match_columns",
@@ -147,12 +148,8 @@ def match_columns(found: Sequence[str], sites: Mapping[str, Shape], *, where: st
     Raises:
         UserError: A column comes twice, belongs to no site, or is missing.
     """
-    tidy = [_tidy(name) for name in found]
-    places: dict[str, int] = {}
-    for position, name in enumerate(tidy):
-        if name in places:
-            raise UserError(f"{where}: the column {name!r} comes twice; every column needs its own name")
-        places[name] = position
+    tidy = distinct_names(found, where=where)
+    places = {name: position for position, name in enumerate(tidy)}
     wanted = column_names(sites)
     known = set(wanted)
     if len(known) != len(wanted):
@@ -185,6 +182,25 @@ def match_columns(found: Sequence[str], sites: Mapping[str, Shape], *, where: st
         what = f"the column {names} is" if len(missing) == 1 else f"the columns {names} are"
         raise UserError(f"{where}: {what} missing")
     return [places[name] for name in wanted]
+
+
+def distinct_names(found: Sequence[str], *, where: str) -> list[str]:
+    """Give the names of columns without the blanks around and in them.
+
+    Args:
+        found: The columns' names in the order of the file.
+        where: What to call the file in a message.
+
+    Raises:
+        UserError: A name comes twice.
+    """
+    tidy = [_tidy(name) for name in found]
+    seen: set[str] = set()
+    for name in tidy:
+        if name in seen:
+            raise UserError(f"{where}: the column {name!r} comes twice; every column needs its own name")
+        seen.add(name)
+    return tidy
 
 
 def _tidy(name: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from emfc.data.arrange import arrange_examples, require_finite, require_rows, same_rows
 from emfc.data.atomic import check_target, replacing
-from emfc.data.columns import column_names, join_columns, match_columns, split_columns
+from emfc.data.columns import column_names, distinct_names, join_columns, match_columns, split_columns
 from emfc.data.formats import READERS, Columns
 from emfc.errors import UserError
 
@@ -73,7 +73,7 @@ def read_matrix(path: str | os.PathLike[str]) -> Tensor:
     source = _existing(path)
     content = READERS[source.suffix.lower()](source)
     if isinstance(content, Columns):
-        names, blocks = content.names, [np.stack(content.values, axis=1)]
+        names, blocks = distinct_names(content.names, where=str(source)), [np.stack(content.values, axis=1)]
     else:
         named = content if isinstance(content, dict) else {"x": content}
         same_rows(str(source), named)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from typing import Any, Self
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -22,6 +23,7 @@ from emfc.errors import UserError
 from emfc.inference._pyro import Coordinates, GuideDistribution, GuideTransform
 from emfc.inference._pyro_model import read_model, vectorised_plates
 from emfc.inference.amortised import Amortiser, data_vector
+from emfc.inference.options import keywords_of, likely, read_flag, read_function, read_probabilities
 from emfc.inference.variational import VariationalFlow
 from emfc.program.errors import CompileError
 
@@ -49,6 +51,7 @@ class FlowGuide(AutoContinuous):
         name: str | None = None,
         **options: Any,
     ) -> None:
+        _check_options(model, informed, create_plates, name, options)
         super().__init__(model)  # type: ignore[no-untyped-call]
         self._pyro_name = name or _name_of(model)
         self.create_plates = create_plates
@@ -243,9 +246,31 @@ class FlowGuide(AutoContinuous):
         generator = torch.Generator().manual_seed(20201)
         noise = torch.randn(_DRAWS, self.flow.noise_dim, generator=generator, dtype=torch.float64).to(like)
         free = self.get_transform(*args, **kwargs)(noise)
-        held = torch.as_tensor(quantiles, dtype=like.dtype, device=like.device).reshape(-1)
+        given = quantiles.reshape(-1).tolist() if isinstance(quantiles, (Tensor, np.ndarray)) else quantiles
+        levels = read_probabilities(given if isinstance(given, Sequence) and not isinstance(given, str) else [given])
+        held = torch.tensor(levels, dtype=like.dtype, device=like.device)
         examples = coordinates.constrain(torch.quantile(free, held, dim=0))
         return self.flow.layer.unpack(examples)
+
+
+def _check_options(model: Any, informed: Any, create_plates: Any, name: Any, options: Mapping[str, Any]) -> None:
+    """Refuses options of a guide that there are not, or of another type, before it sees its model's arguments.
+
+    Raises:
+        UserError: There is one, or the model cannot be called.
+    """
+    if not callable(model):
+        raise UserError(f"a guide is made of a model, which must be callable, not {type(model).__name__}")
+    read_flag("informed", informed)
+    read_function("create_plates", create_plates)
+    if name is not None and not isinstance(name, str):
+        raise UserError(f"name must be text, not {name!r}")
+    if "context_features" in options:
+        raise UserError("the context of a guide follows from its data; leave context_features out, and give amortize=")
+    known = keywords_of(VariationalFlow)
+    for option in options:
+        if option not in known:
+            raise UserError(f"EMFGuide has no option {option!r}{likely(option, [*known, 'amortize', 'create_plates'])}")
 
 
 def _name_of(model: Any) -> str:

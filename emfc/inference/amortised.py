@@ -84,17 +84,31 @@ class Amortiser(nn.Module):
         """
         if isinstance(data, Tensor):
             return data
+        if not isinstance(data, Mapping):
+            raise UserError(f"data must be a flat tensor or a mapping from data sites to values, not {data!r}")
         if set(data) != set(self.sites):
             raise UserError(f"the data sites are {', '.join(self.sites)}, not {', '.join(map(str, data)) or 'none'}")
         parts = []
         for name, shape in self.sites.items():
-            value = torch.as_tensor(data[name]).to(self.data)
+            value = _numbers(data[name], name).to(self.data)
             batch = value.ndim - len(shape)
             if batch < 0 or tuple(value.shape[batch:]) != shape:
                 raise UserError(f"data site {name!r} has shape {list(shape)}, not {list(value.shape)}")
             parts.append(value.reshape(*value.shape[:batch], -1))
         shapes = torch.broadcast_shapes(*(part.shape[:-1] for part in parts))
         return torch.cat([part.expand(*shapes, part.shape[-1]) for part in parts], -1)
+
+
+def _numbers(value: Any, name: str) -> Tensor:
+    """A data site's value as a tensor.
+
+    Raises:
+        UserError: It is not numbers.
+    """
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"the value of data site {name!r} is not an array of numbers but {value!r}") from error
 
 
 def data_vector(

@@ -13,6 +13,7 @@ from emfc.inference.amortised import Amortiser, simulator
 from emfc.inference.fit_state import Evaluation, State
 from emfc.inference.fit_step import Stepper
 from emfc.inference.fitting import FitRecord
+from emfc.inference.options import read_function, read_seconds, read_seed, read_whole
 from emfc.inference.schedule import Budget
 from emfc.inference.variational import VariationalFlow
 from emfc.layers.log_joint import LogJoint
@@ -201,7 +202,9 @@ def fit_amortised(
         UserError: An option has no meaning, a model cannot be simulated without data sets, or no step is finite.
     """
     objective = _checked(objective, datasets, len(amortiser.data))
-    _check_budget(seconds, steps, particles)
+    seconds, seed, particles = read_seconds(seconds), read_seed(seed), read_whole("particles", particles, 1)
+    steps = None if steps is None else read_whole("steps", steps, 0)
+    read_function("progress", progress)
     like = next(flow.parameters()).detach()
     rows = _Rows(log_joint.target, datasets, torch.Generator(device=like.device).manual_seed(seed), like)
     budget = Budget(seconds, 3000 if steps is None and seconds is None else steps)
@@ -233,17 +236,10 @@ def _checked(objective: str, datasets: Tensor | None, width: int) -> str:
         return "forward" if objective == "auto" else objective
     if objective == "forward":
         raise UserError("the forward objective simulates its data; give datasets with objective='elbo'")
+    if not isinstance(datasets, Tensor):
+        raise UserError(f"datasets must be a tensor of flat data sets, not {type(datasets).__name__}")
     if datasets.ndim != 2 or len(datasets) == 0 or datasets.shape[1] != width:
         raise UserError(f"datasets are flat data sets of shape [S, {width}], not {list(datasets.shape)}")
     if not bool(datasets.isfinite().all()):
         raise UserError("datasets hold numbers that are not finite")
     return "elbo"
-
-
-def _check_budget(seconds: float | None, steps: int | None, particles: int) -> None:
-    """Refuses budgets that mean nothing."""
-    if seconds is not None and not seconds > 0:
-        raise UserError(f"seconds must be positive, not {seconds}")
-    for name, value, least in (("steps", steps, 0), ("particles", particles, 1)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise UserError(f"{name} must be a whole number, {least} or more, not {value!r}")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from emfc import __version__
 from emfc.errors import UserError
+from emfc.inference.options import read_seed
 from emfc.inference.predictive import predictive_at
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def to_inference_data(posterior: Posterior, *, predictive: int = 0, seed: int = 
         import arviz
     except ImportError as error:
         raise UserError("to_arviz needs ArviZ, which is not installed: pip install 'emfc[arviz]'") from error
-    count = len(posterior.draws) // CHAINS * CHAINS
+    count, seed = len(posterior.draws) // CHAINS * CHAINS, read_seed(seed)
     asked = _rounded(predictive, count)
     rows = posterior.chosen(count, seed) if posterior.trusted else torch.arange(count)
     values = posterior.flow.layer.unpack(posterior.draws[rows])

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from emfc.compiler import compile_target
 from emfc.errors import UserError
 from emfc.inference.fitting import fit_variational
-from emfc.inference.infer import Options, check_options, choose_options, seeded, weighted_draws
+from emfc.inference.infer import Options, check_options, choose_options, compile_posterior, seeded, weighted_draws
+from emfc.inference.options import keywords_of, read_flag, read_function, read_keywords, read_seed, read_whole
 from emfc.inference.predictive import JointProgram
 from emfc.inference.psis import psis
 from emfc.inference.ranks import Calibration
@@ -26,7 +26,6 @@ __all__ = ["calibrate", "simulator"]
 RANKS = 99
 _POOL = 1000
 _STEPS = 300
-_SEEDS = 2**32
 
 UNCOMPUTED = (ArithmeticError, torch.linalg.LinAlgError)  # type: ignore[attr-defined]
 """What a fit raises where simulated data leave no numbers to compute with."""
@@ -81,15 +80,17 @@ def calibrate(
         UserError: Nothing can be simulated from the model: no data, data that its arguments give besides, an
             improper prior, a factor, a scale.
     """
-    check_options(seconds=seconds, steps=steps, particles=particles, draws=4000)
-    for name, value, least in (("simulations", simulations, 20), ("draws", draws, 9)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise UserError(f"{name} is a whole number, {least} or more; not {value!r}")
+    seconds, steps, particles, _ = check_options(seconds=seconds, steps=steps, particles=particles, draws=4000)
+    simulations, draws = read_whole("simulations", simulations, 20), read_whole("draws", draws, 9)
+    seed, reweight = read_seed(seed), read_flag("reweight", reweight)
+    read_function("progress", progress)
+    read_keywords("calibrate", keywords_of(calibrate), model, kwargs)
+    if family is not None and not isinstance(family, Mapping):
+        raise UserError(f"family must be a mapping of options of VariationalFlow, or None, not {family!r}")
     if seconds is None and steps is None:
         steps = _STEPS
-    seed %= _SEEDS
     with seeded(seed):
-        log_joint = compile_target(model, *args, **kwargs)
+        log_joint = compile_posterior(model, *args, **kwargs)
         log_joint.requires_grad_(False)
         options = choose_options(log_joint, backbone=backbone, informed=informed)
         if family is not None:

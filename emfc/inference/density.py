@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,8 +17,9 @@ from emfc.compiler import parse_target
 from emfc.errors import UserError
 from emfc.flows.distribution import FlowDistribution
 from emfc.inference.densities_search import MOST_COVERED, Search
-from emfc.inference.fitting import FitRecord
+from emfc.inference.fitting import FitRecord, fit_variational
 from emfc.inference.infer import seeded, weighted_draws
+from emfc.inference.options import keywords_of, likely, read_number, read_seconds, read_seed, read_whole
 from emfc.inference.variational import VariationalFlow
 from emfc.inference.verdict import verdict_on
 from emfc.inference.weighted import WeightedDraws
@@ -193,20 +194,16 @@ def fit_density(
         >>> abs(fitted.log_normaliser - 1.8379) < 0.01
         True
     """
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-        raise UserError(f"dim is a number of elements, 1 or more, not {dim!r}")
-    if isinstance(draws, bool) or not isinstance(draws, int) or draws < 100:
-        raise UserError(f"draws is a number of points, 100 or more, not {draws!r}")
-    if not spread > 0:
-        raise UserError(f"spread must be positive, not {spread}")
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
-        raise UserError(f"steps must be a whole number, 0 or more, not {steps!r}")
-    if seconds is not None and not seconds > 0:
-        raise UserError(f"seconds must be positive, not {seconds}")
+    dim, draws = read_whole("dim", dim, 1), read_whole("draws", draws, 100)
+    spread, seconds, seed = read_number("spread", spread, above=0.0), read_seconds(seconds), read_seed(seed)
+    steps = None if steps is None else read_whole("steps", steps, 0)
+    for name, given in (("flow", flow), ("fit", fit)):
+        if given is not None and not isinstance(given, Mapping):
+            raise UserError(f"{name} must be a mapping of options, or None, not {given!r}")
     if start not in ("auto", "mode", "prior", "wide"):
         raise UserError(f"start must be 'auto', 'mode', 'prior' or 'wide', not {start!r}")
     rich = {"transforms": 3, "hidden_features": (32, 32)} if dim <= MOST_COVERED else {}
-    _check_fit_options(fit or {})
+    _check_fit_options(fit or {}, flow or {})
     with seeded(seed):
         family = VariationalFlow(_program(dim, support), **{"backbone": backbone, "gate": None, **rich, **(flow or {})})
         family.to(dtype=dtype or torch.get_default_dtype(), device=device)
@@ -225,12 +222,16 @@ def fit_density(
     return FittedDensity(family, record, points, log_weights)
 
 
-def _check_fit_options(fit: dict[str, Any]) -> None:
-    """Refuse options of the fit that have an argument of their own.
+def _check_fit_options(fit: Mapping[str, Any], flow: Mapping[str, Any]) -> None:
+    """Refuse options of the fit that have an argument of their own, and those that there are not.
 
     Raises:
         UserError: There is one.
     """
+    for told, given, function in (("fit", fit, fit_variational), ("flow", flow, VariationalFlow)):
+        for name in given:
+            if name not in keywords_of(function):
+                raise UserError(f"{told} has no option {name!r}{likely(name, keywords_of(function))}")
     for name in ("seconds", "steps", "particles", "objective", "start", "seed", "progress"):
         if name in fit:
             raise UserError(f"fit has {name!r}, which is an argument of fit_density itself; give it there")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from emfc.errors import UserError
 from emfc.inference.fit_run import Fitter
 from emfc.inference.fit_settings import FitSettings
 from emfc.inference.objectives import check_objective
+from emfc.inference.options import read_function, read_number, read_seconds, read_seed, read_whole
 
 __all__ = ["FitRecord", "default_options", "fit_variational"]
 
@@ -124,16 +126,13 @@ def fit_variational(
         raise UserError(f"start must be 'auto', 'mode', 'closed', 'prior' or 'given', not {start!r}")
     if noise not in ("quasi", "normal"):
         raise UserError(f"noise must be 'quasi' or 'normal', not {noise!r}")
-    if seconds is not None and not seconds > 0:
-        raise UserError(f"seconds must be positive, not {seconds}")
-    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
-        raise UserError(f"steps must be a whole number, 0 or more, not {steps!r}")
-    if particles is not None and (isinstance(particles, bool) or not isinstance(particles, int) or particles < 1):
-        raise UserError(f"particles must be a whole number, 1 or more, not {particles!r}")
-    if learning_rate is not None and not learning_rate > 0:
-        raise UserError(f"learning_rate must be positive, not {learning_rate}")
-    if not 0 <= anneal <= 1:
-        raise UserError(f"anneal is a share in [0, 1], not {anneal}")
+    seconds, seed = read_seconds(seconds), read_seed(seed)
+    steps = None if steps is None else read_whole("steps", steps, 0)
+    particles = None if particles is None else read_whole("particles", particles, 1)
+    learning_rate = None if learning_rate is None else read_number("learning_rate", learning_rate, above=0.0)
+    read_function("progress", progress)
+    if not isinstance(anneal, Real) or not 0 <= float(anneal) <= 1:
+        raise UserError(f"anneal must be a share from 0 to 1, not {anneal!r}")
     settings = FitSettings.chosen(
         flow,
         seconds=seconds,

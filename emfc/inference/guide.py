@@ -9,13 +9,15 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from emfc.compiler import compile_target
 from emfc.errors import UserError
 from emfc.inference._pyro_guide import FlowGuide
 from emfc.inference.amortised_fit import fit_amortised
 from emfc.inference.fitting import FitRecord, fit_variational
 from emfc.inference.hmc import Chains, run_nuts
+from emfc.inference.infer import compile_posterior
+from emfc.inference.options import keywords_of, read_keywords, read_number, read_seed, read_whole
 from emfc.inference.variational import VariationalFlow
+from emfc.inference.weighted import require_count
 from emfc.layers.log_joint import LogJoint
 
 __all__ = ["EMFGuide"]
@@ -79,12 +81,13 @@ class EMFGuide(FlowGuide):
 
         Raises:
             CompileError: The model cannot be compiled with its data.
+            UserError: A mask takes the prior of a latent site away.
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
         given = (args, kwargs) if args or kwargs else self._arguments
         with poutine.block(), torch.enable_grad():
-            held = compile_target(self._original[0], *given[0], **given[1])
+            held = compile_posterior(self._original[0], *given[0], **given[1])
         return held.to(next(self.flow.parameters()).device).requires_grad_(False)
 
     def fit(
@@ -117,6 +120,8 @@ class EMFGuide(FlowGuide):
         Raises:
             CompileError: The model cannot be compiled with its data; Pyro's `SVI` may still train the guide.
         """
+        seed = read_seed(seed)
+        read_keywords("EMFGuide.fit", keywords_of(EMFGuide.fit), self._original[0], kwargs)
         held = self.log_joint(*args, **kwargs)
         more: dict[str, Any] = {} if particles is None else {"particles": particles}
         if self.amortiser is not None:
@@ -144,6 +149,7 @@ class EMFGuide(FlowGuide):
             UserError: The guide is not amortised, or data are missing or of another shape.
         """
         self._check_built()
+        require_count(draws)
         if self.amortiser is None:
             raise UserError("the guide is not amortised; make it with amortize=True")
         with torch.no_grad():
@@ -159,7 +165,7 @@ class EMFGuide(FlowGuide):
         chains: int = 1,
         seed: int = 0,
         max_tree_depth: int = 8,
-        target_accept: float = 0.8,
+        target_accept: float = 0.85,
         **kwargs: Any,
     ) -> Chains:
         """Run the no-U-turn sampler on the compiled log joint density, in the guide's noise space.
@@ -177,8 +183,10 @@ class EMFGuide(FlowGuide):
         Returns:
             Draws by site with R-hat, effective sample sizes, divergences and seconds.
         """
+        counts = {"warmup": warmup, "samples": samples, "chains": chains, "max_tree_depth": max_tree_depth}
+        counts = {option: read_whole(option, value, 1) for option, value in counts.items()}
+        target_accept = read_number("target_accept", target_accept, above=0.0, below=1.0)
+        seed = read_seed(seed)
+        read_keywords("EMFGuide.nuts", keywords_of(EMFGuide.nuts), self._original[0], kwargs)
         held = self.log_joint(*args, **kwargs)
-        return run_nuts(
-            self.flow, held, self._context(args, kwargs), warmup=warmup, samples=samples, chains=chains, seed=seed,
-            max_tree_depth=max_tree_depth, target_accept=target_accept,
-        )  # fmt: skip
+        return run_nuts(self.flow, held, self._context(args, kwargs), seed=seed, target_accept=target_accept, **counts)

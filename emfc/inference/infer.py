@@ -14,6 +14,15 @@ from torch.distributions import transform_to
 from emfc.compiler import compile_target
 from emfc.errors import UserError
 from emfc.inference.fitting import FitRecord, default_options, fit_variational
+from emfc.inference.options import (
+    keywords_of,
+    read_flag,
+    read_function,
+    read_keywords,
+    read_seconds,
+    read_seed,
+    read_whole,
+)
 from emfc.inference.posterior import Posterior, Source
 from emfc.inference.variational import VariationalFlow
 from emfc.layers.log_joint import LogJoint
@@ -25,7 +34,6 @@ Progress = Callable[[int, float], None]
 
 _AT_ONCE = 1024
 _FEWEST_DRAWS = 100
-_SEEDS = 2**32
 
 
 def infer(
@@ -80,10 +88,12 @@ def infer(
         >>> round(float(posterior.mean["mean"]), 1)
         1.5
     """
-    check_options(seconds=seconds, steps=steps, particles=particles, draws=draws)
-    seed %= _SEEDS
+    seconds, steps, particles, draws = check_options(seconds=seconds, steps=steps, particles=particles, draws=draws)
+    seed = read_seed(seed)
+    read_function("progress", progress)
+    read_keywords("infer", keywords_of(infer), model, kwargs)
     with seeded(seed):
-        log_joint = compile_target(model, *args, **kwargs)
+        log_joint = compile_posterior(model, *args, **kwargs)
         options = choose_options(log_joint, backbone=backbone, informed=informed)
         flow = VariationalFlow(log_joint.target.prior(), **options.flow)
         given = options.fit if particles is None else {**options.fit, "particles": particles}
@@ -93,17 +103,17 @@ def infer(
         return make_posterior(flow, log_joint, record, options.flow, draws=draws, seed=seed, source=source)
 
 
-def check_options(*, seconds: float | None, steps: int | None, particles: int | None, draws: int) -> None:
-    """Refuses budgets that mean nothing.
+def check_options(
+    *, seconds: float | None, steps: int | None, particles: int | None, draws: int
+) -> tuple[float | None, int | None, int | None, int]:
+    """The budgets in this order; refuses those that mean nothing.
 
     Raises:
-        UserError: One is out of range.
+        UserError: One is of another type or out of range.
     """
-    if seconds is not None and not seconds > 0:
-        raise UserError(f"seconds must be more than 0, not {seconds!r}")
-    for name, value, least in (("steps", steps, 1), ("particles", particles, 1), ("draws", draws, _FEWEST_DRAWS)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise UserError(f"{name} is a whole number, {least} or more; not {value!r}")
+    steps = None if steps is None else read_whole("steps", steps, 1)
+    particles = None if particles is None else read_whole("particles", particles, 1)
+    return read_seconds(seconds), steps, particles, read_whole("draws", draws, _FEWEST_DRAWS)
 
 
 @contextmanager
@@ -132,7 +142,7 @@ def choose_options(log_joint: LogJoint, *, backbone: str, informed: bool | None)
     """Those asked for, the rest by default for the target.
 
     Raises:
-        UserError: There is nothing to infer.
+        UserError: There is nothing to infer, or an option is of another type.
     """
     check_latent(log_joint)
     defaults = default_options(log_joint.target)
@@ -140,8 +150,30 @@ def choose_options(log_joint: LogJoint, *, backbone: str, informed: bool | None)
     if backbone != "auto":
         chosen.flow["backbone"] = backbone
     if informed is not None:
-        chosen.flow["informed"] = informed
+        chosen.flow["informed"] = read_flag("informed", informed)
     return chosen
+
+
+def compile_posterior(model: Callable[..., Any], *args: Any, **kwargs: Any) -> LogJoint:
+    """The compiled log joint density of a model whose posterior can be normalised.
+
+    Sites with ``obs_mask=`` have their own distribution at all elements (`Target.imputed`).
+
+    Raises:
+        CompileError: The model cannot be compiled.
+        UserError: A mask takes the prior of a latent site away.
+    """
+    log_joint = compile_target(model, *args, **kwargs)
+    flat = log_joint.target.flat()
+    if flat:
+        raise UserError(
+            f"a mask takes the prior of the latent site {flat[0]!r} away, so that it has no posterior where nothing "
+            "else tells of it; leave the masked elements out of the site, mask the data alone, or give missing data by "
+            "obs_mask= (for a flat prior on purpose, write dist.ImproperUniform)"
+        )
+    imputed = log_joint.target.imputed()
+    held = zip(imputed.program.sites, log_joint.target.program.sites, strict=True)
+    return log_joint if all(ours is theirs for ours, theirs in held) else LogJoint(imputed)
 
 
 def check_latent(log_joint: LogJoint) -> None:

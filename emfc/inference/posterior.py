@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +16,11 @@ from torch import Tensor
 from emfc.errors import UserError
 from emfc.inference.diagnostics import weighted_quantiles
 from emfc.inference.fitting import FitRecord
+from emfc.inference.options import read_probabilities, read_seed
 from emfc.inference.summary import PROBABILITIES, Summary, make_summary
+from emfc.inference.tails import Wide, wide_draws
 from emfc.inference.variational import VariationalFlow
-from emfc.inference.verdict import missed_verdict, verdict_on
+from emfc.inference.verdict import EVEN, khat_threshold, missed_verdict, verdict_on
 from emfc.inference.weighted import WeightedDraws, require_count
 from emfc.layers.log_joint import LogJoint
 
@@ -96,7 +99,20 @@ class Posterior(WeightedDraws):
         """What k-hat, and a search for modes that the fit has missed, say in plain words, and what to do."""
         if self.trusted and self.missed_mode is not None:
             return missed_verdict(self.missed_mode, stopped=self.record.stopped)
-        return verdict_on(self.khat, len(self.draws), largest=self.largest, stopped=self.record.stopped)
+        return verdict_on(
+            self.khat,
+            len(self.draws),
+            largest=self.largest,
+            variance=self.variance,
+            wide=self.wide,
+            stopped=self.record.stopped,
+        )
+
+    @cached_property
+    def wide(self) -> Wide | None:
+        """What draws that spread wider than the fit say, where k-hat is high though the weights are nearly equal."""
+        doubtful = self.khat >= khat_threshold(len(self.draws)) and self.variance < EVEN
+        return wide_draws(self) if doubtful else None
 
     @cached_property
     def missed_mode(self) -> dict[str, Tensor] | None:
@@ -131,7 +147,8 @@ class Posterior(WeightedDraws):
 
     def quantiles(self, *probabilities: float) -> dict[str, Tensor]:
         """Posterior quantiles of each site ``[q, *site_shape]``, reweighted where the weights can be trusted."""
-        levels = torch.tensor(probabilities or PROBABILITIES, dtype=self.draws.dtype, device=self.draws.device)
+        held = read_probabilities(probabilities or PROBABILITIES)
+        levels = torch.tensor(held, dtype=self.draws.dtype, device=self.draws.device)
         return self._unpack(weighted_quantiles(self.draws, self.weights, levels))
 
     def _unpack(self, flat: Tensor) -> dict[str, Tensor]:
@@ -162,7 +179,7 @@ class Posterior(WeightedDraws):
         """
         require_count(n)
         like = self.draws
-        generator = None if seed is None else torch.Generator(like.device).manual_seed(seed)
+        generator = None if seed is None else torch.Generator(like.device).manual_seed(read_seed(seed))
         noise = torch.randn(n, self.flow.noise_dim, dtype=like.dtype, device=like.device, generator=generator)
         with torch.no_grad():
             parts = [self.flow.rsample_and_log_prob((len(e),), noise=e)[0] for e in noise.split(_AT_ONCE)]
@@ -275,6 +292,22 @@ class Posterior(WeightedDraws):
         from emfc.inference.storage import load_posterior
 
         return load_posterior(path, None if model is None else Source(model, args, kwargs))
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise UserError(
+            "a posterior is never pickled; write it into a folder with posterior.save(path), and read it again with "
+            "emfc.Posterior.load(path, model, ...)"
+        )
+
+    def __copy__(self) -> Posterior:
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        return made
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Posterior:
+        made = memo[id(self)] = object.__new__(type(self))
+        made.__dict__.update({name: copy.deepcopy(value, memo) for name, value in self.__dict__.items()})
+        return made
 
     def __repr__(self) -> str:
         return f"Posterior(sites={list(self.sites)}, elbo={self.elbo:.3f}, khat={self.khat:.2f})"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from emfc.errors import UserError
+from emfc.inference.options import read_seed
+from emfc.inference.weighted import require_count
 from emfc.layers.log_joint import LogJoint
 from emfc.layers.structured import StructuredLayer
 from emfc.program.condition import condition
@@ -134,6 +136,8 @@ def joint_program(log_joint: LogJoint) -> JointProgram | None:
 
 def predictive_draws(posterior: Posterior, n: int, *, seed: int) -> dict[str, Tensor]:
     """Draws of new data by site; see `Posterior.predictive`."""
+    require_count(n)
+    seed = read_seed(seed)
     rows = posterior.chosen(n, seed) if posterior.trusted else _first(posterior, n, seed)
     return predictive_at(posterior, rows, seed=seed)
 

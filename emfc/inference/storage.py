@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields
-from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -24,6 +23,7 @@ from emfc.errors import UserError
 from emfc.flows.files import write_bytes, write_folder
 from emfc.flows.manifest import sha256
 from emfc.inference.fitting import FitRecord
+from emfc.inference.options import folder_of, keywords_of
 from emfc.inference.variational import VariationalFlow
 from emfc.program.serialize import program_from_document, program_to_document
 
@@ -36,6 +36,7 @@ FORMAT: Final = 1
 POSTERIOR = "posterior.json"
 TENSORS = "posterior.safetensors"
 _SAME_DATA = 1e-6  # of a number of the data, which a file or another precision may round
+_RECORDED = {"steps": int, "start": str, "stopped": str, "particles": int, "objective": str, "remarks": list}
 _PARTS = ("program", "weights", "parameters", "data", "draws")
 
 
@@ -97,7 +98,7 @@ def posterior_files(posterior: Posterior) -> dict[str, bytes]:
 
 def save_posterior(posterior: Posterior, path: str | os.PathLike[str]) -> None:
     """Writes a posterior into a folder; see `Posterior.save`."""
-    folder = Path(path)
+    folder = folder_of(path)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"cannot write the folder {folder}: there is a file of that name")
     files = posterior_files(posterior)
@@ -110,11 +111,10 @@ def save_posterior(posterior: Posterior, path: str | os.PathLike[str]) -> None:
 
 def load_posterior(path: str | os.PathLike[str], source: Source | None) -> Posterior:
     """Reads a posterior from a folder; see `Posterior.load`."""
-    from emfc.compiler import compile_target
-    from emfc.inference.infer import data_values
+    from emfc.inference.infer import compile_posterior, data_values
     from emfc.inference.posterior import Posterior
 
-    folder = Path(path)
+    folder = folder_of(path)
     held = _read_document(folder)
     parts = _read_tensors(folder / TENSORS, held.sha256)
     try:
@@ -125,7 +125,7 @@ def load_posterior(path: str | os.PathLike[str], source: Source | None) -> Poste
         raise UserError(f"{folder} is damaged: {error}") from error
     log_joint = None
     if source is not None:
-        log_joint = compile_target(source.model, *source.args, **source.kwargs)
+        log_joint = compile_posterior(source.model, *source.args, **source.kwargs)
         _check_same(log_joint.target.prior(), flow, folder)
         _check_data(data_values(log_joint), parts["data"], folder)
         log_joint.to(dtype=draws["values"].dtype)
@@ -214,6 +214,11 @@ def _read_record(held: Mapping[str, Any]) -> FitRecord:
     needed = {entry.name for entry in fields(FitRecord) if entry.default is entry.default_factory is MISSING}
     if not needed <= held.keys() <= known:
         raise UserError(f"its record has {', '.join(held)}")
+    for name, kind in _RECORDED.items():
+        if name in held and (not isinstance(held[name], kind) or isinstance(held[name], bool)):
+            raise UserError(f"its record has {name} = {held[name]!r}, which is no {kind.__name__}")
+    if not all(isinstance(remark, str) for remark in held.get("remarks", ())):
+        raise UserError("its record has remarks that are no text")
     try:
         record = FitRecord(**held)
         for name in ("elbo", "elbo_se", "seconds", "learning_rate"):
@@ -231,7 +236,7 @@ def _read_flow(held: PosteriorDocument, parts: Mapping[str, Mapping[str, Tensor]
     Raises:
         UserError: The program, the options or the weights are not as written.
     """
-    unknown = held.options.keys() - signature(VariationalFlow).parameters.keys()
+    unknown = held.options.keys() - set(keywords_of(VariationalFlow))
     if unknown:
         raise UserError(f"the family has no option {', '.join(sorted(unknown))}")
     flow = VariationalFlow(program_from_document(held.program, parts["program"]), **held.options)

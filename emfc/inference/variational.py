@@ -15,6 +15,7 @@ from emfc.inference.backbones import VariationalBackbone, default_hidden_feature
 from emfc.inference.family_affine import Affine, LowRank, diagonal_of, low_rank_of
 from emfc.inference.informed import Informed, InformedTransform
 from emfc.inference.masks import closed_mask, posterior_dependencies
+from emfc.inference.options import read_flag
 from emfc.layers.structured import StructuredLayer, StructuredTransform
 from emfc.program.ir import Program
 from emfc.program.target import Target
@@ -82,6 +83,8 @@ class VariationalFlow(nn.Module):
         optimize: bool = True,
     ) -> None:
         super().__init__()
+        read_flag("informed", informed)
+        read_flag("optimize", optimize)
         if informed and gate_form != "parameter":
             raise UserError("informed=True has gates on location and scale; leave gate_form out")
         self.backbone_name, self.context_features = backbone, context_features

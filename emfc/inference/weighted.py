@@ -8,10 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from emfc.errors import UserError
 from emfc.inference.diagnostics import importance_ess
+from emfc.inference.options import read_seed, read_whole
 from emfc.inference.psis import psis
-from emfc.inference.verdict import FLAT, khat_threshold
+from emfc.inference.tails import Wide
+from emfc.inference.verdict import settled
 
 __all__ = ["WeightedDraws", "require_count"]
 
@@ -73,7 +74,17 @@ class WeightedDraws:
     @property
     def trusted(self) -> bool:
         """Whether averages with the weights can be relied on: by k-hat, or since the weights are nearly the same."""
-        return self.khat < khat_threshold(len(self.draws)) or self.largest < FLAT
+        return settled(self.khat, len(self.draws), largest=self.largest, variance=self.variance, wide=self.wide)
+
+    @property
+    def variance(self) -> float:
+        """Variance of the smoothed weights, in units of their squared mean; infinite where k-hat is."""
+        return len(self.draws) / self.ess - 1 if self.khat < math.inf else math.inf
+
+    @property
+    def wide(self) -> Wide | None:
+        """What wider draws say; None where none can be had."""
+        return None
 
     @property
     def largest(self) -> float:
@@ -94,7 +105,7 @@ class WeightedDraws:
     def chosen(self, n: int, seed: int) -> Tensor:
         """Rows of ``n`` of the draws by systematic resampling: each as often as its weight says, give or take one."""
         require_count(n)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(read_seed(seed))
         steps = self.smoothed.exp().cumsum(0).cpu()
         offset = torch.rand((), generator=generator, dtype=steps.dtype)
         places = (torch.arange(n, dtype=steps.dtype) + offset) / n * steps[-1]
@@ -104,5 +115,4 @@ class WeightedDraws:
 
 def require_count(n: int) -> None:
     """Refuses what is no number of draws."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise UserError(f"the number of draws is a whole number, 1 or more; not {n!r}")
+    read_whole("the number of draws", n, 1)

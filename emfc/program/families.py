@@ -88,6 +88,13 @@ def family_name(distribution: Distribution) -> str:
     name = f"{family.__module__}.{family.__qualname__}"
     if _registered().get(name) is family:
         return name
+    if name == "emfc.flows.distribution.FlowDistribution":
+        raise CompileError(
+            "E-NOCDF",
+            "a flow has no place in a compiled program, whose families are known by their parameters",
+            advice="use Pyro's own inference, such as SVI with AutoNormal, or NUTS, which take a flow as they take any "
+            "other distribution, or write the program that the flow was made of",
+        )
     raise CompileError(
         "E-NOCDF",
         f"the class {name} is none of pyro.distributions, and no transform is registered for it",

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from emfc.program.condition import condition
@@ -86,6 +87,51 @@ class Target:
             held = self.program.prototype[site.start - base : site.start - base + site.size]
             values[index] = np.asarray(held.double().numpy())
         return condition(replace(self.program, sites=sites), values, dropped)
+
+    def flat(self) -> tuple[str, ...]:
+        """Names of continuous latent sites of which a mask takes the prior of some elements away.
+
+        Those that ``obs_mask=`` leaves to data do not count.
+        """
+        sites = ((index, self.program.sites[index]) for index in self.latent())
+        return tuple(site.name for index, site in sites if not site.discrete and self._masked(index, flat=True).any())
+
+    def imputed(self) -> Target:
+        """The target whose ``obs_mask=`` sites have their own distribution at every element, observed ones included.
+
+        Pyro makes two sites of one with ``obs_mask=``: the observed elements, and a latent site of all elements under
+        the other mask, of which only the missing ones are read. Elements that nothing reads integrate to 1 under their
+        own distribution, so that the posterior of all else and the evidence stay, where a flat density has neither.
+        """
+        sites = list(self.program.sites)
+        for index in self.latent():
+            if not self._masked(index, flat=True).any() and self._masked(index, flat=False).any():
+                held = sites[index].specification
+                others = {name: operand for name, operand in held.parameters.items() if name != "mask"}
+                kept = replace(held, parameters=others) if others else held.children["base"]
+                sites[index] = replace(sites[index], specification=kept, adjustment="poutine.scale" if others else None)
+        return replace(self, program=replace(self.program, sites=tuple(sites)))
+
+    def _masked(self, index: int, *, flat: bool) -> npt.NDArray[np.bool_]:
+        """Elements of a latent site that its mask leaves out; if flat, not those that ``obs_mask=`` leaves out."""
+        site = self.program.sites[index]
+        masked = ~self._mask(site)
+        for own, other in (("_unobserved", "_observed"), ("_observed", "_unobserved")):
+            if flat and site.name.endswith(own):
+                twin = site.name.removesuffix(own) + other
+                for found in self.program.sites:
+                    if found.name == twin and found.shape == site.shape:
+                        masked = masked & ~self._mask(found)
+        return masked
+
+    def _mask(self, site: SiteRecord) -> npt.NDArray[np.bool_]:
+        """Where the prior of a site counts, ``[*shape]``; nowhere by a mask that depends on random values."""
+        mask = site.specification.parameters.get("mask") if site.specification.family == "Adjusted" else None
+        if mask is None:
+            return np.ones(site.shape, dtype=bool)
+        constant = mask.addresses < self.program.parameter_base
+        held = constant & (self.program.constant_values[np.where(constant, mask.addresses, 0)] != 0)
+        return np.broadcast_to(held.reshape(held.shape + (1,) * (len(site.shape) - held.ndim)), site.shape)
 
 
 def _operands(held: Specification) -> list[Operand]:

@@ -63,13 +63,23 @@ FUNNEL = """
         pyro.factor("funnel", (narrow.log_prob(x) - plain.log_prob(x)).sum())
 """
 
+CLIFF = """
+    import pyro
+    import pyro.distributions as dist
+    import torch
+
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.factor("cliff", torch.where(x > 0.3, torch.tensor(float("inf")), torch.tensor(0.0)))
+"""
+
 Y = np.array([1.0, 2.0, 0.5])
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("infer")
-    for name, text in (("mean", MEAN), ("sites", SITES), ("funnel", FUNNEL)):
+    for name, text in (("mean", MEAN), ("sites", SITES), ("funnel", FUNNEL), ("cliff", CLIFF)):
         (found / f"{name}.py").write_text(textwrap.dedent(text))
     return found
 
@@ -173,6 +183,41 @@ def test_data_as_sites(folder: Path, tmp_path: Path, command_json) -> None:
         assert low < -0.6
         assert high > 0.6
     assert abs(found[0]["log_evidence"] - found[1]["log_evidence"]) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("d.json", '{"y": "abc"}', "'y' is the text 'abc'; a sample site takes numbers, of shape [4]"),
+        ("d.json", '{"spread": null}', "'spread' is nothing (null); a sample site takes numbers"),
+        ("d.json", '{"y": ["a", "b", "c", "d"]}', "'y' is not an array of numbers"),
+        ("d.json", '{"y": [1, 2, 3, 4], "y": [1, 2, 3, 4]}', "the name 'y' comes twice"),
+        ("d.csv", "y,y\n1,2\n2,3\n", "the column 'y' comes twice"),
+        ("d.csv", "y[0],y[1],y[2],y[0]\n1,2,3,4\n", "the column 'y[0]' comes twice"),
+        ("d.csv", "y[0],y[1],y[2],y[00]\n1,2,3,4\n", "the column 'y[00]' comes twice"),
+        ("d.csv", "y,y[0],y[1]\n1,2,3\n", "is one column and several with an index"),
+    ],
+)
+def test_files_that_are_wrong(folder: Path, tmp_path: Path, command, name: str, content: str, told: str) -> None:
+    (tmp_path / name).write_text(content)
+    result = command("infer", folder / "sites.py", "--data", tmp_path / name, "--out", tmp_path / "r", status=2)
+    assert told in result.stderr
+    assert "a fault of emfc itself" not in result.stderr
+
+
+def test_json_where_numbers_are_not_finite(folder: Path, tmp_path: Path, command) -> None:
+    """JSON has no NaN: what is none is null, on standard output as in the run folder."""
+    out = ("--backbone", "meanfield", "--steps", 3, "--draws", 100, "--out", tmp_path / "r", "--json")
+    result = command("infer", folder / "cliff.py", *out)
+
+    def refuse(name: str) -> float:
+        raise AssertionError(name)
+
+    for text in (result.stdout, (tmp_path / "r" / "summary.json").read_text()):
+        document = json.loads(text, parse_constant=refuse)
+        assert document["khat"] is None
+        assert document["trusted"] is False
+    json.loads((tmp_path / "r" / "posterior.json").read_text(), parse_constant=refuse)
 
 
 @pytest.mark.parametrize(

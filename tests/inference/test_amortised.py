@@ -242,7 +242,7 @@ def test_the_seed_fixes_the_result(objective: str) -> None:
 @pytest.mark.parametrize(
     ("option", "told"),
     [
-        ({"seconds": -1.0}, "seconds must be positive"),
+        ({"seconds": -1.0}, "seconds must be a positive number"),
         ({"steps": -1}, "steps must be a whole number"),
         ({"steps": 2, "particles": 0}, "particles must be a whole number"),
         ({"steps": 2, "datasets": torch.zeros(0, 3)}, r"\[S, 3\]"),

@@ -209,5 +209,5 @@ def test_histograms_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_other_refusals() -> None:
     with pytest.raises(UserError, match="the model has none"):
         calibrate(_no_data)
-    with pytest.raises(UserError, match="simulations is a whole number"):
+    with pytest.raises(UserError, match="simulations must be a whole number"):
         calibrate(programs.normal, torch.zeros(2), simulations=5)

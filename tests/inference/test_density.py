@@ -240,15 +240,15 @@ def test_a_wrong_function_is_told(name):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dim": 0}, "dim is a number"),
+        ({"dim": 0}, "dim must be a whole number"),
         ({"dim": 2, "support": "positive"}, "support is a constraint"),
         ({"dim": 2, "support": constraints.positive_definite}, "numbers or vectors"),
         ({"dim": 3, "support": dist.constraints.sphere}, "no flow reaches"),
         ({"dim": 2, "backbone": "glow"}, "backbone"),
         ({"dim": 2, "objective": "best"}, "objective must be one of"),
         ({"dim": 2, "start": "middle"}, "start must be"),
-        ({"dim": 2, "spread": 0.0}, "spread must be positive"),
-        ({"dim": 2, "draws": 3}, "draws is a number"),
+        ({"dim": 2, "spread": 0.0}, "spread must be a positive number"),
+        ({"dim": 2, "draws": 3}, "draws must be a whole number"),
         ({"dim": 2, "steps": -1}, "steps must be"),
     ],
 )

@@ -226,3 +226,36 @@ def test_prior_alone() -> None:
     assert abs(posterior.elbo) < 0.05
     with pytest.raises(UserError, match="no data"):
         posterior.predictive(3)
+
+
+def coin(y: Tensor) -> None:
+    p = pyro.sample("p", dist.Beta(1.0, 1.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Bernoulli(p), obs=y)
+
+
+def heavy(share: float) -> None:
+    """A standard normal, a share of which is ten times as wide."""
+    x = pyro.sample("x", dist.Normal(0.0, 1.0))
+    plain = dist.Normal(0.0, 1.0).log_prob(x)
+    wide = dist.Normal(0.0, 10.0).log_prob(x) + math.log(share)
+    pyro.factor("tail", torch.logaddexp(plain + math.log1p(-share), wide) - plain)
+
+
+def test_tails_beyond_the_draws_that_carry_nothing() -> None:
+    """Logit-normal weights of a Beta posterior grow without end, where it has next to no mass."""
+    posterior = emfc.infer(coin, torch.ones(3), backbone="mvn", steps=150)
+    assert posterior.khat > 0.7
+    assert posterior.wide is not None
+    assert posterior.wide.khat < 0.7
+    assert posterior.wide.apart < 0.05
+    assert posterior.trusted
+    assert "draws that spread wider than the fit" in posterior.verdict
+    assert abs(float(posterior.mean["p"]) - 0.8) < 0.01
+
+
+def test_tails_beyond_the_draws_that_carry_something() -> None:
+    """One in fifty lies ten times as far out: the fit's own draws do not tell, wider ones do."""
+    posterior = emfc.infer(heavy, 0.02, backbone="mvn", steps=60)
+    assert not posterior.trusted
+    assert "not to be trusted" in posterior.verdict
