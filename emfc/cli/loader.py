@@ -30,7 +30,7 @@ class UserProgram:
         name: Name of the program in the file.
         model: The Pyro model.
         data: The file's ``data`` function, if it has one.
-        start: The file's ``start`` function, if it has one.
+        start: The file's ``start_NAME`` of the program, or else its ``start`` function, if it has one.
         settings: The model's keyword arguments.
     """
 
@@ -46,15 +46,27 @@ class UserProgram:
         """File and name as the user would write them."""
         return self.path.name if self.name == "model" else f"{self.path.name}:{self.name}"
 
-    def call_data(self, *, seed: int) -> Any:
+    def call_data(self, *, seed: int, rows: int | None = None) -> Any:
         """Call the file's ``data`` with those settings that it takes, and the seed if it takes one.
 
+        Args:
+            seed: The seed.
+            rows: The number of examples, for which ``data`` must take ``n``; left out, its own.
+
         Raises:
-            UserError: There is no ``data``, or it raises.
+            UserError: There is no ``data``, it takes no ``n`` or no ``seed`` where examples are counted, or it raises.
         """
         if self.data is None:
             raise UserError(f"{self.path} has no data(); give the examples with --data FILE")
-        return _call(self.path, "data()", self.data, (), _accepted(self.data, {"seed": seed, **self.settings}))
+        offered = {"seed": seed, **self.settings}
+        if rows is not None:
+            offered |= {"n": rows, "seed": seed}
+            for name in ("n", "seed"):
+                if name not in _accepted(self.data, offered):
+                    raise UserError(
+                        f"{self.path}: data() must take n and seed to draw examples afresh; it takes no {name!r}"
+                    )
+        return _call(self.path, "data()", self.data, (), _accepted(self.data, offered))
 
     def call_start(self, training: Mapping[str, Any]) -> Mapping[str, Any]:
         """Call the file's ``start`` with the training part of the data and those settings that it takes.
@@ -153,7 +165,8 @@ def load_program(text: str, settings: Mapping[str, Any] | None = None) -> UserPr
         raise UserError(f"{path}: {name!r} is not a program but {type(model).__name__}; a program is a callable")
     if inspect.isclass(model):
         raise UserError(f"{path}: {name!r} is a class; a program is an instance of it, such as `model = {name}()`")
-    return UserProgram(path, name, model, _hook(module, "data"), _hook(module, "start"), dict(settings or {}))
+    start = _hook(module, f"start_{name}") or _hook(module, "start")
+    return UserProgram(path, name, model, _hook(module, "data"), start, dict(settings or {}))
 
 
 def _split(text: str) -> tuple[Path, str]:
