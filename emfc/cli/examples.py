@@ -61,13 +61,15 @@ def from_file(path: Path, sites: Mapping[str, tuple[int, ...]], *, ignore: Colle
     return ExampleTable(read_table(path, sites, ignore=ignore), str(path))
 
 
-def from_program(program: UserProgram, graph: Any, sites: Mapping[str, tuple[int, ...]], *, seed: int) -> ExampleTable:
-    """Take examples from the ``data()`` of a program's file.
+def from_program(
+    program: UserProgram, graph: Any, sites: Mapping[str, tuple[int, ...]], *, seed: int, rows: int | None = None
+) -> ExampleTable:
+    """Take examples from the ``data()`` of a program's file, as many as it gives or a number of them.
 
     Raises:
         UserError: There is no ``data()``, it raises, or what it returns are no examples of these sites.
     """
-    given = program.call_data(seed=seed)
+    given = program.call_data(seed=seed, rows=rows)
     where = f"data() of {program.path}"
     if isinstance(given, Mapping):
         observed = {name for name, site in graph.sites.items() if site.observed}

@@ -89,6 +89,10 @@ def train(
         int | None,
         typer.Option("--epochs", min=1, help="Most passes over the training rows; by default by their number."),
     ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Number of steps, instead of --epochs.")] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Draw training examples anew in every epoch, with the file's data(n, seed).")
+    ] = False,
     batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Rows a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Highest learning rate.")] = None,
     weight_decay: Annotated[
@@ -141,6 +145,11 @@ def train(
         raise UserError("--backbone none leaves nothing to compare: without the program there is no flow")
     if learning_rate is not None and not learning_rate > 0:
         raise UserError("--learning-rate must be more than 0")
+    if epochs is not None and steps is not None:
+        raise UserError("--epochs and --steps are two ways to say how long to train; give one of them")
+    if fresh and (data is not None or context is not None):
+        given = "--data" if data is not None else "--context"
+        raise UserError(f"--fresh draws examples with the program file's data(); it does not go with {given}")
     place = read_device(device)
     with numeric_defaults(dtype, seed) as kind:
         loaded = load_program(program, values)
@@ -154,6 +163,7 @@ def train(
         }
         chosen = {
             "epochs": epochs,
+            "steps": steps,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
             "weight_decay": weight_decay,
@@ -174,6 +184,7 @@ def train(
                 architecture=architecture,
                 fitting=fitting,
                 baseline=baseline,
+                fresh=fresh,
                 rivals=tuple(dict.fromkeys(choice.value for choice in rival or ())),
                 overwrite=overwrite,
                 resume=resume,

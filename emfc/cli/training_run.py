@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,6 +65,7 @@ class TrainingRun:
         gate: ``"site"``, ``"element"`` or None.
         architecture: Options of the learned layers.
         fitting: Options of ``fit``.
+        fresh: Whether the training rows are drawn anew in every epoch.
         baseline: Whether to train the same flow without the program.
         rivals: Further flows to train.
         overwrite: Whether a run, and what unfinished trainings left, may be replaced.
@@ -81,6 +82,7 @@ class TrainingRun:
     gate: str | None
     architecture: dict[str, Any]
     fitting: dict[str, Any]
+    fresh: bool
     baseline: bool
     rivals: tuple[str, ...]
     overwrite: bool
@@ -144,7 +146,11 @@ def _train(run: TrainingRun) -> tuple[list[Trained], dict[str, Any], Path]:
     flow = _embedded(run, layer, preprocess, 0 if context is None else context.shape[1])
     check_support(table, flow)
     contenders = _contenders(run, graph, flow, training)
-    parts = {name: model_input(table.take(rows), run.fitting["dtype"]) for name, rows in zip(PARTS, split, strict=True)}
+    parts: dict[str, Any] = {
+        name: model_input(table.take(rows), run.fitting["dtype"]) for name, rows in zip(PARTS, split, strict=True)
+    }
+    if run.fresh:
+        parts["train"] = _drawn(run, graph, sites)
     place = {"device": run.fitting["device"], "dtype": run.fitting["dtype"]}
     contexts = {
         name: None if context is None else context[rows].to(**place) for name, rows in zip(PARTS, split, strict=True)
@@ -180,12 +186,25 @@ def _configuration(run: TrainingRun, layer: Any, table: ExampleTable, context: T
         **{f"--set {key}": value for key, value in run.program.settings.items()},
         **{key: value if isinstance(value, (int, float)) else str(value) for key, value in options.items()},
         **run.architecture,
+        **({"fresh": True} if run.fresh else {}),
         "gate": run.gate,
         "preprocess": run.recipe.text if run.recipe else None,
         "program_digest": digest_of_program(layer.program),
         "data": digest_of_values(table.values),
         "context": None if context is None else digest_of_values({"context": context}),
     }
+
+
+def _drawn(run: TrainingRun, graph: Any, sites: Mapping[str, tuple[int, ...]]) -> Callable[..., dict[str, Tensor]]:
+    """The file's ``data()`` as the function that ``fit`` draws rows with."""
+
+    def draw(n: int, seed: int) -> dict[str, Tensor]:
+        table = from_program(run.program, graph, sites, seed=seed, rows=n)
+        require_size(table, run.fitting["dtype"])
+        return model_input(table, run.fitting["dtype"])
+
+    draw(1, run.seed)
+    return draw
 
 
 def _preprocess(run: TrainingRun, graph: Any, training: ExampleTable) -> Step | None:

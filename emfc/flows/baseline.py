@@ -7,33 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Transform, constraints
 
 from emfc.flows.composition import Chain
+from emfc.flows.normalisation import FixedAffine, Normalisation
 
 __all__ = ["SupportLayer"]
-
-
-class _FixedAffine(Transform):
-    """The map ``value * scale + location`` of vectors, with fixed positive scales."""
-
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
-
-    def __init__(self, location: Tensor, scale: Tensor) -> None:
-        super().__init__()
-        self.location = location
-        self.scale = scale
-
-    def _call(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.location
-
-    def _inverse(self, y: Tensor) -> Tensor:
-        return (y - self.location) / self.scale
-
-    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.scale.log().sum(dim=-1).expand(x.shape[:-1])
 
 
 class SupportLayer(nn.Module):
@@ -86,7 +64,7 @@ class SupportLayer(nn.Module):
 
     def forward(self, context: Tensor | None = None) -> Chain:
         """Returns the map from noise ``[*, N]`` to examples ``[*, D]``."""
-        return Chain(_FixedAffine(self.location, self.scale), self._constraint_map)
+        return Chain(FixedAffine(self.location, self.scale), self._constraint_map)
 
     def constraint_map(self) -> Any:
         """Returns the map from :math:`R^N` to the product of the supports."""
@@ -120,7 +98,7 @@ class SupportLayer(nn.Module):
 
         An element that hardly varies keeps the scale of one.
         """
-        free = self._constraint_map.inv(examples)
-        deviation = free.std(dim=0) if free.shape[0] > 1 else torch.ones_like(self.scale)
-        self.location.copy_(free.mean(dim=0))
-        self.scale.copy_(torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation)))
+        found = Normalisation(self.noise_dim).to(self.scale)
+        found.set_from(self._constraint_map.inv(examples))
+        self.location.copy_(found.location)
+        self.scale.copy_(found.scale)

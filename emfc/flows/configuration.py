@@ -28,6 +28,8 @@ class FlowConfiguration(BaseModel):
         bound: Half-width of the domain of a spline; the identity outside.
         core: Half-width of the part of that domain in which the knots start equally spaced.
         program: False for a baseline, in which only the program's constraint map is left.
+        normalise: Whether the learned layers see standardised values: fixed affine maps, the identity until they are
+            set from data (``EmbeddedModelFlow.start_from_data``).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -42,6 +44,7 @@ class FlowConfiguration(BaseModel):
     bound: float = Field(default=10.0, gt=0.0)
     core: float = Field(default=4.0, gt=0.0)
     program: bool = True
+    normalise: bool = True
 
     @model_validator(mode="after")
     def _check(self) -> FlowConfiguration:

@@ -16,6 +16,9 @@ from emfc.flows.baseline import SupportLayer
 from emfc.flows.composition import Chain
 from emfc.flows.configuration import BackboneName, FlowConfiguration, Placement
 from emfc.flows.distribution import ExampleSupport, FlowDistribution
+from emfc.flows.normalisation import GatedNormalisation, Normalisation
+from emfc.flows.starting import standardise
+from emfc.layers import StructuredLayer
 
 __all__ = ["EmbeddedModelFlow"]
 
@@ -31,6 +34,12 @@ class EmbeddedModelFlow(nn.Module):
     - ``placement="bottom"``: :math:`x = c(B(c^{-1}(T(e))))`, the program as base;
     - ``backbone=None``: :math:`x = T(e)`, the bare program, whose density is the program's own.
 
+    With ``normalise``, fixed affine maps let the learned layers see standardised values: N between the program and the
+    layers before it, and A around the layers behind it, so that the program keeps the scale of the data:
+    :math:`x = c(A(B_2(A^{-1}(c^{-1}(T(N(B_1(e))))))))`. ``fit`` sets them from the training data; until then they are
+    the identity. Where the program has gates, N goes over into the standardisation of the data as they close, so
+    that closed gates leave the flow without the program.
+
     Args:
         model: A Pyro model or a parsed graph.
         *args: The model's own arguments.
@@ -45,6 +54,8 @@ class EmbeddedModelFlow(nn.Module):
         preprocess: A bijection from raw data to examples, whose log-Jacobian enters the density.
         activation: Activation of the hyper-networks: ``"tanh"``, ``"elu"``, ``"relu"``, ``"silu"``, ...
         bins: Number of bins of a spline.
+        normalise: Whether the learned layers see standardised values.
+        gate_form: What a gate acts on: ``"value"``, or ``"parameter"`` for location and scale.
         optimize: False evaluates the program site by site (the reference).
         **kwargs: The model's own keyword arguments.
 
@@ -82,6 +93,8 @@ class EmbeddedModelFlow(nn.Module):
         preprocess: Any | None = None,
         activation: str = "tanh",
         bins: int = 8,
+        normalise: bool = True,
+        gate_form: str = "value",
         optimize: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -94,10 +107,13 @@ class EmbeddedModelFlow(nn.Module):
             context_features=context_features,
             activation=activation,
             bins=bins,
+            normalise=normalise,
         )
         if gate == "default":
             gate = None if backbone is None else "site"
         layer = compile_program(model, *args, gate=gate, optimize=optimize, **kwargs)
+        if gate_form != "value":
+            layer = StructuredLayer(layer.program, gate=gate, gate_form=gate_form, optimize=optimize)
         self._assemble(layer, configuration, preprocess)
 
     @classmethod
@@ -138,6 +154,11 @@ class EmbeddedModelFlow(nn.Module):
         self.before = Backbone(width, configuration, transforms=before) if before else None
         self.after = Backbone(width, configuration, transforms=after, offset=before) if after else None
         self._constraint_map = None if self.after is None else self.layer.constraint_map()
+        self._gated = isinstance(layer, StructuredLayer) and layer.gate is not None
+        self.noise_normalisation: GatedNormalisation | Normalisation | None = None
+        if before and configuration.program and configuration.normalise:
+            self.noise_normalisation = GatedNormalisation(width) if self._gated else Normalisation(width)
+        self.data_normalisation = Normalisation(width) if configuration.normalise and after else None
         self.to(dtype=reference.dtype, device=reference.device)
 
     def _split(self) -> tuple[int, int]:
@@ -173,9 +194,15 @@ class EmbeddedModelFlow(nn.Module):
     def transform(self, context: Tensor | None = None) -> Chain:
         """Returns the whole map from noise ``[*, N]`` to data ``[*, D]`` given a context ``[*, C]``."""
         parts: list[Any] = [] if self.before is None else [self.before(context)]
+        if self.noise_normalisation is not None:
+            parts.append(self.noise_normalisation(*((self.layer,) if self._gated else ())))
         parts.append(self.layer())
         if self.after is not None and self._constraint_map is not None:
-            parts += [self._constraint_map.inv, self.after(context), self._constraint_map]
+            learned = [self.after(context)]
+            if self.data_normalisation is not None:
+                scaled = self.data_normalisation()
+                learned = [scaled.inv, *learned, scaled]
+            parts += [self._constraint_map.inv, *learned, self._constraint_map]
         if self.preprocess is not None:
             parts.append(self.preprocess.inv)
         return Chain(*parts, codomain=self.support)
@@ -248,9 +275,11 @@ class EmbeddedModelFlow(nn.Module):
         return EmbeddedModelFlow.from_layer(support, configuration, preprocess=copy.deepcopy(self.preprocess))
 
     def start_from_data(self, data: Tensor) -> None:
-        """Standardises a flow without a program by data ``[rows, D]``; does nothing to a flow with one."""
-        if isinstance(self.layer, SupportLayer):
-            self.layer.start_from_data(data if self.preprocess is None else self.preprocess(data))
+        """Standardises what the learned layers see, by data ``[rows, D]`` and the program as it is now.
+
+        A flow without a program is standardised as a whole.
+        """
+        standardise(self, data)
 
     def set_dropout(self, probability: float) -> None:
         """Sets the probability with which a hidden unit of the learned layers is dropped in training mode."""

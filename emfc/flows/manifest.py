@@ -56,6 +56,7 @@ class Manifest(BaseModel):
         emfc: Version of emfc that wrote it.
         configuration: The learned layers and their place.
         gate: Kind of the program's gates.
+        gate_form: What the gates act on.
         optimize: Whether the program is evaluated optimised or site by site.
         dtype: Floating-point type of the flow.
         preprocess: The preprocessing, as its room describes it.
@@ -70,6 +71,7 @@ class Manifest(BaseModel):
     emfc: str
     configuration: FlowConfiguration
     gate: Literal["site", "element"] | None
+    gate_form: Literal["value", "parameter"] = "value"
     optimize: bool
     dtype: Literal["float32", "float64", "bfloat16", "float16"]
     preprocess: dict[str, Any] | None
@@ -113,7 +115,7 @@ def read_manifest(path: Path) -> Manifest:
         )
     sealed = document.get("checksum")
     try:
-        manifest = Manifest.model_validate_json(json.dumps(document))
+        manifest = Manifest.model_validate_json(json.dumps(_completed(document)))
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -121,6 +123,14 @@ def read_manifest(path: Path) -> Manifest:
     if sealed != _checksum(document):
         raise UserError(f"{file} was changed after it was saved: its checksum does not match")
     return manifest
+
+
+def _completed(document: dict[str, Any]) -> dict[str, Any]:
+    """The manifest with what versions before normalisation did not write."""
+    configuration = document.get("configuration")
+    if not isinstance(configuration, dict) or "normalise" in configuration:
+        return document
+    return {**document, "configuration": {**configuration, "normalise": False}}
 
 
 def _checksum(document: dict[str, Any]) -> str:

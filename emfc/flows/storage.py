@@ -55,6 +55,7 @@ def save(flow: EmbeddedModelFlow, path: str | os.PathLike[str], *, state: Mappin
         emfc=__version__,
         configuration=flow.configuration,
         gate=layer.gate,
+        gate_form=getattr(layer, "gate_form", "value"),
         optimize=layer.optimize,
         dtype=str(flow.noise_reference.dtype).removeprefix("torch."),  # type: ignore[arg-type]
         preprocess=None if flow.preprocess is None else flow.preprocess.config(),
@@ -130,7 +131,7 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str | None = No
 def _layer(program: Program, manifest: Manifest, folder: Path) -> Any:
     """The layer of a stored program, tried once: a program that was tampered with must not fail later."""
     try:
-        layer = StructuredLayer(program, gate=manifest.gate, optimize=manifest.optimize)
+        layer = StructuredLayer(program, gate=manifest.gate, gate_form=manifest.gate_form, optimize=manifest.optimize)
         with torch.no_grad():
             prototype = layer.supports.prototype(torch.zeros(0, dtype=getattr(torch, program.dtype)))
             layer().log_prob(prototype)

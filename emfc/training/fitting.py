@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from emfc.errors import UserError
+from emfc.flows.starting import start_from_data
+from emfc.training.checkpoint import read_state
 from emfc.training.examples import Examples, check_examples
 from emfc.training.loop import Trainer
 from emfc.training.progress import EpochRow, SilentProgress, TrainingProgress
 from emfc.training.settings import Settings
+from emfc.training.sources import VALIDATION, Drawn, Given, Source
 
 __all__ = ["DivergenceError", "FitResult", "fit"]
 
@@ -62,13 +65,15 @@ class FitResult:
 
 def fit(
     flow: Any,
-    data: Tensor | Mapping[str, Any],
+    data: Tensor | Mapping[str, Any] | Callable[..., Any],
     *,
+    rows: int = 10_000,
     context: Tensor | None = None,
     validation: Tensor | Mapping[str, Any] | None = None,
     validation_context: Tensor | None = None,
     validation_fraction: float = 0.1,
     epochs: int | None = None,
+    steps: int | None = None,
     batch_size: int = 128,
     learning_rate: float = 5e-3,
     gate_factor: float = 10.0,
@@ -101,25 +106,31 @@ def fit(
         flow: The flow; trained in place.
         data: Examples ``[rows, D]``, taken as they are, or a mapping from site name to raw values
             ``[rows, *site_shape]``, which get fresh dequantisation noise in every epoch: discrete sites always, others
-            where the flow's preprocessing dequantises.
+            where the flow's preprocessing dequantises. Or a function ``data(n=..., seed=...)`` that gives n such
+            examples (or a pair of examples and contexts), which are then drawn afresh for every epoch, and for the
+            validation once.
+        rows: How many such a function draws for an epoch.
         context: Contexts ``[rows, C]`` of a conditional flow.
-        validation: Validation rows, in the same form; left out, a random part of the data.
+        validation: Validation rows, a tensor or a mapping; left out, a random part of the data, or as many drawn apart.
         validation_context: Their contexts.
         validation_fraction: That part.
         epochs: The largest number of epochs, over which the learning rate falls to zero; None for as many as make 4000
             steps, at least 30 and at most 300.
+        steps: The number of steps, instead of epochs.
         batch_size: Rows a step.
         learning_rate: Highest learning rate of the learned layers.
         gate_factor: What it is multiplied by for the gates.
         program_factor: What it is multiplied by for the program's parameters.
         weight_decay: Decay of the learned layers' matrices.
         warm_up: Share of the steps over which the rate rises.
-        patience: Epochs without improvement after which training ends; None for a quarter of the epochs.
+        patience: Epochs without improvement after which training ends; None for a quarter of the epochs, and for all
+            where every epoch draws its rows afresh.
         gradient_clip: Largest norm of the gradients; ``math.inf`` for none.
         averaging: Decay of the average of the weights (a step's share is one minus it); 0 for none.
         dropout: Probability with which hidden units are dropped in training; None for 0.1 where the flow has more than
             ten parameters for each training row, else 0.
-        start: Whether a flow without program is standardised by the training data first.
+        start: Whether the flow first starts from the training data: the program's parameters by maximum likelihood of
+            the bare program (kept where that is better), and the standardisation of what the learned layers see.
         max_divergences: How often training may go back to earlier weights.
         seed: Seed of the split, the order of the rows, the dequantisation and dropout.
         device: Where to train; the flow is moved there and stays there.
@@ -154,16 +165,17 @@ def fit(
         raise ValueError("resume=True needs checkpoint, the folder to go on from")
     flow.to(device=device, dtype=dtype)
     place = {"device": flow.noise_reference.device, "dtype": flow.noise_reference.dtype}
-    train = Examples.of(data, context, **place)
-    if validation is None:
-        generator = torch.Generator().manual_seed(seed)
-        train, held_out = train.split(validation_fraction, generator=generator)
-    else:
-        held_out = Examples.of(validation, validation_context, **place)
-    if epochs is None:
-        epochs = min(max(-(-DEFAULT_STEPS // -(-train.rows // max(batch_size, 1))), FEWEST_EPOCHS), MOST_EPOCHS)
+    cuda = _cuda_devices(place["device"])
+    with torch.random.fork_rng(devices=cuda):
+        train, held_out = _sources(
+            data, context, validation, validation_context, fraction=validation_fraction, rows=rows, seed=seed, **place
+        )
+    epochs = _epochs(epochs, steps, train.rows, max(batch_size, 1))
     if dropout is None:
-        dropout = DEFAULT_DROPOUT if flow.parameter_count > FEW_ROWS * train.rows else 0.0
+        few = not train.endless and flow.parameter_count > FEW_ROWS * train.rows
+        dropout = DEFAULT_DROPOUT if few else 0.0
+    if patience is None:
+        patience = epochs if train.endless else max(epochs // 4, 10)
     settings = Settings(
         epochs=epochs,
         batch_size=batch_size,
@@ -172,19 +184,22 @@ def fit(
         program_factor=program_factor,
         weight_decay=weight_decay,
         warm_up=warm_up,
-        patience=max(epochs // 4, 10) if patience is None else patience,
+        patience=patience,
         gradient_clip=gradient_clip,
         averaging=averaging,
         dropout=dropout,
         max_divergences=max_divergences,
         seed=seed,
+        steps=steps,
     )
-    with torch.random.fork_rng(devices=_cuda_devices(place["device"])):
+    going_on = resume and checkpoint is not None and read_state(checkpoint) is not None
+    with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
-        packed = train.packed(flow, seed=seed)
+        packed, _ = train.epoch(flow, 0, seed=seed)
         check_examples(flow, packed, what="the training data")
-        if start:
-            flow.start_from_data(packed)
+        if start and not going_on:
+            order = torch.randperm(len(packed), generator=torch.Generator().manual_seed(seed))
+            start_from_data(flow, packed[order.to(packed.device)])
         packed_held_out = held_out.packed(flow, seed=seed + 1)
         check_examples(flow, packed_held_out, what="the validation data")
         trainer = Trainer(
@@ -215,6 +230,49 @@ def fit(
         stopped=outcome.stopped,
         diverged=outcome.diverged,
     )
+
+
+def _sources(
+    data: Any,
+    context: Tensor | None,
+    validation: Tensor | Mapping[str, Any] | None,
+    validation_context: Tensor | None,
+    *,
+    fraction: float,
+    rows: int,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> tuple[Source, Examples]:
+    """Where the training rows come from, and the validation rows."""
+    held_out = None
+    if validation is not None:
+        held_out = Examples.of(validation, validation_context, device=device, dtype=dtype)
+    if callable(data) and not isinstance(data, Mapping):
+        if context is not None:
+            raise UserError(
+                "a function of data gives its contexts itself: let it return examples and contexts as a pair"
+            )
+        if rows < 1:
+            raise ValueError(f"rows is {rows}; it must be positive")
+        drawn = Drawn(data, rows, seed=seed, device=device, dtype=dtype)
+        return drawn, drawn.draw(max(round(fraction * rows), 1), VALIDATION) if held_out is None else held_out
+    given = Examples.of(data, context, device=device, dtype=dtype)
+    if held_out is None:
+        given, held_out = given.split(fraction, generator=torch.Generator().manual_seed(seed))
+    return Given(given), held_out
+
+
+def _epochs(epochs: int | None, steps: int | None, rows: int, batch_size: int) -> int:
+    """The number of epochs, of which the last may be cut short by the number of steps."""
+    each = -(-rows // batch_size)
+    if steps is None:
+        return min(max(-(-DEFAULT_STEPS // each), FEWEST_EPOCHS), MOST_EPOCHS) if epochs is None else epochs
+    if epochs is not None:
+        raise ValueError("epochs and steps are two ways to say how long to train; give one of them")
+    if steps < 1:
+        raise ValueError(f"steps is {steps}; it must be positive")
+    return -(-steps // each)
 
 
 def _cuda_devices(device: torch.device) -> list[int]:

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from emfc.errors import UserError
 from emfc.training.checkpoint import Checkpoint, TrainingState, load_state
 from emfc.training.evaluation import mean_nll
-from emfc.training.examples import Examples, batches
+from emfc.training.examples import batches
 from emfc.training.optimiser import WeightAverage, make_optimiser, schedule
 from emfc.training.progress import EpochRow, TrainingProgress
 from emfc.training.settings import Outcome, Settings
 from emfc.training.snapshot import Snapshot
+from emfc.training.sources import Source
 
 __all__ = ["Trainer"]
 
@@ -34,7 +35,7 @@ class Trainer:
 
     Args:
         flow: The flow.
-        train: Training rows.
+        train: Where the training rows come from.
         validation: Packed validation examples ``[rows, D]``.
         validation_context: Their contexts.
         settings: The numbers.
@@ -46,7 +47,7 @@ class Trainer:
     def __init__(
         self,
         flow: Any,
-        train: Examples,
+        train: Source,
         validation: Tensor,
         validation_context: Tensor | None,
         *,
@@ -76,9 +77,11 @@ class Trainer:
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self.good = self._snapshot()
         self._improved = False
+        self._rows_done = 0
         self._began = time.perf_counter()
         self._seconds_before = 0.0
         self.steps_per_epoch = -(-train.rows // settings.batch_size)
+        self.steps = settings.steps or settings.epochs * self.steps_per_epoch
 
     # ---- the run -------------------------------------------------------------------------------------------------
 
@@ -147,7 +150,7 @@ class Trainer:
             validation_nll=validation_nll,
             learning_rate=self.optimiser.param_groups[0]["lr"] / self.optimiser.param_groups[0]["factor"],
             seconds=seconds,
-            examples_per_second=self.train.rows / max(seconds, 1e-9),
+            examples_per_second=self._rows_done / max(seconds, 1e-9),
         )
         outcome.history.append(row)
         self.progress.epoch(row, best=outcome.best_nll)
@@ -158,14 +161,16 @@ class Trainer:
         """One epoch of steps and its validation: mean training loss and validation loss."""
         seed = self.settings.seed + 7919 * (self.epoch + 1) + 104729 * self.outcome.diverged
         generator = torch.Generator().manual_seed(seed)
+        packed, contexts = self.train.epoch(self.flow, self.epoch + 1, seed=seed, again=self.outcome.diverged)
         torch.manual_seed(seed)
-        packed = self.train.packed(self.flow, seed=seed)
-        total = torch.zeros((), dtype=torch.float64)
+        total, self._rows_done = 0.0, 0
         for index in batches(self.train.rows, self.settings.batch_size, generator=generator):
+            if self.step >= self.steps:
+                break
             rows = index.to(packed.device)
-            context = None if self.train.context is None else self.train.context[rows]
-            total += self._one_step(packed[rows], context) * rows.numel()
-        train_nll = float(total) / self.train.rows
+            total += self._one_step(packed[rows], None if contexts is None else contexts[rows]) * rows.numel()
+            self._rows_done += rows.numel()
+        train_nll = total / max(self._rows_done, 1)
         reference = self.initial_nll if math.isfinite(self.initial_nll) else self.lowest_train_nll
         if train_nll > reference + self.flow.dim and self.epoch > 0:
             raise _Diverged(f"the training loss rose to {train_nll:.4g} nats")
@@ -176,7 +181,7 @@ class Trainer:
 
     def _one_step(self, examples: Tensor, context: Tensor | None) -> float:
         settings = self.settings
-        factor = schedule((self.step + 1) / (settings.epochs * self.steps_per_epoch), warm_up=settings.warm_up)
+        factor = schedule((self.step + 1) / self.steps, warm_up=settings.warm_up)
         for group in self.optimiser.param_groups:
             group["lr"] = settings.learning_rate * factor * self.rate_scale * group["factor"]
         self.optimiser.zero_grad(set_to_none=True)
@@ -206,7 +211,7 @@ class Trainer:
         self.good.optimiser.clear()
         self.optimiser = self._new_optimiser()
         self.good.restore(self.average, self.optimiser)
-        self.step = self.epoch * self.steps_per_epoch
+        self.step = min(self.epoch * self.steps_per_epoch, self.steps)
         self.rate_scale *= 0.5
         self.outcome.diverged += 1
         rate = self.settings.learning_rate * self.rate_scale
@@ -238,6 +243,11 @@ class Trainer:
     def _named(self) -> list[tuple[str, nn.Parameter]]:
         return [(name, parameter) for name, parameter in self.flow.named_parameters() if parameter.requires_grad]
 
+    def _fixed(self) -> dict[str, Tensor]:
+        """What the flow stores but does not learn, such as its standardisation."""
+        learned = {name for name, _ in self.flow.named_parameters()}
+        return {name: value for name, value in self.flow.state_dict().items() if name not in learned}
+
     def _write(self) -> None:
         """Writes where the training stood at the end of its last good epoch, if there is a place for it."""
         if self.checkpoint is None:
@@ -245,11 +255,12 @@ class Trainer:
         names = [name for name, _ in self._named()]
         best = dict(zip(names, self.best, strict=True))
         tensors = {f"best.{name}": value for name, value in best.items()} | self.good.tensors(names)
+        tensors |= {f"fixed.{name}": value.clone() for name, value in self._fixed().items()}
         state = TrainingState(
             seed=self.settings.seed,
             epochs=self.settings.epochs,
             epoch=self.epoch,
-            step=self.epoch * self.steps_per_epoch,
+            step=min(self.epoch * self.steps_per_epoch, self.steps),
             best_epoch=self.outcome.best_epoch,
             best_nll=self.outcome.best_nll,
             initial_nll=self.initial_nll,
@@ -284,6 +295,11 @@ class Trainer:
                 saved = tensors.get(f"{kind}.{name}")
                 if saved is None or saved.shape != parameter.shape:
                     raise UserError(f"{path} holds the training of another flow; choose another folder")
+        for name, value in self._fixed().items():
+            saved = tensors.get(f"fixed.{name}")
+            if saved is None or saved.shape != value.shape:
+                raise UserError(f"{path} holds the training of another flow; choose another folder")
+            value.copy_(saved)
         self.best = [tensors[f"best.{name}"].to(parameter.dtype) for name, parameter in named]
         self.good = Snapshot.of(tensors, named, average_steps=state.average_steps)
         self.good.restore(self.average, self.optimiser)

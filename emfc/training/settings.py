@@ -27,11 +27,14 @@ class Settings:
     dropout: float
     max_divergences: int
     seed: int
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "learning_rate", "patience", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.steps is not None and not self.steps > 0:
+            raise ValueError(f"steps is {self.steps}; it must be positive")
         for name in ("gate_factor", "program_factor", "weight_decay", "max_divergences"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")

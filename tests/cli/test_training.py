@@ -277,3 +277,15 @@ def test_conditional_flows(programs: Path, tmp_path: Path, command, command_json
     assert "context has 1" in command("evaluate", run, tmp_path / "x.npy", *wide, status=2).stderr
     assert "one row for all" in command("sample", run, "-n", 3, *given, status=2).stderr
     assert "1 rows of context" in command(*words, tmp_path / "q", "--context", tmp_path / "one.npy", status=2).stderr
+
+
+def test_examples_are_drawn_afresh_for_a_number_of_steps(command, programs, tmp_path):
+    words = ("train", programs / "chain.py", "--set", "n=50", "--hidden", "8", "--fresh", "--out", tmp_path / "r")
+    document = json.loads(command(*words, "--steps", "130", "--json").stdout)
+    assert document["epochs"] == 2  # 10,000 rows are 79 steps of 128
+    assert document["rows"]["train"] == 40
+    assert "two ways" in command(*words, "--overwrite", "--steps", "3", "--epochs", "3", status=2).stderr
+    refused = command(*words, "--overwrite", "--data", tmp_path / "x.npz", status=2)
+    assert "does not go with --data" in refused.stderr
+    refused = command("train", programs / "plain.py", "--fresh", "--out", tmp_path / "s", status=2)
+    assert "has no data()" in refused.stderr

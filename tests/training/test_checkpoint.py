@@ -31,7 +31,8 @@ def _flow(dim: int = 4) -> EmbeddedModelFlow:
 
 def _data(seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return 2 + torch.randn(300, 4, generator=generator).cumsum(-1)
+    series = torch.randn(300, 4, generator=generator).cumsum(-1)
+    return 2 + series + 0.5 * series.roll(1, -1).sin()  # more than the program knows
 
 
 class _Killed(SilentProgress):
@@ -45,7 +46,7 @@ class _Killed(SilentProgress):
             raise SystemExit
 
 
-OPTIONS = {"epochs": 12, "batch_size": 50, "learning_rate": 1e-2, "checkpoint_every": 0.0}
+OPTIONS = {"epochs": 12, "batch_size": 50, "learning_rate": 1e-2, "checkpoint_every": 0.0, "patience": 12}
 
 
 def test_a_killed_training_leaves_its_best_flow_and_goes_on_as_if_nothing_were(tmp_path):
@@ -183,3 +184,30 @@ def test_a_disk_that_fills_keeps_the_checkpoint_before(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="No space left on device"):
         fit(_flow(), _data(), checkpoint=tmp_path / "run", **OPTIONS)
     assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
+def test_drawn_data_go_on_exactly(tmp_path):
+    def data(n, seed):
+        return _data(seed)[:n] * torch.ones(n, 1)
+
+    options = {**OPTIONS, "epochs": None, "steps": 21, "rows": 200, "dropout": 0.2}
+    whole = fit(_flow(), data, **options)
+    with pytest.raises(SystemExit):
+        fit(_flow(), data, checkpoint=tmp_path / "run", progress=_Killed(3), **options)
+    flow = _flow()
+    resumed = fit(flow, data, checkpoint=tmp_path / "run", resume=True, **options)
+    assert resumed.epochs == 6
+    assert [row.train_nll for row in resumed.history] == [row.train_nll for row in whole.history]
+    assert [row.validation_nll for row in resumed.history] == [row.validation_nll for row in whole.history]
+    for name, value in flow.state_dict().items():
+        assert torch.equal(value, whole.flow.state_dict()[name]), name
+
+
+def test_a_flow_that_was_trained_already_takes_up_the_start_of_the_folder(tmp_path):
+    flow = _flow()
+    fit(flow, _data(), checkpoint=tmp_path / "run", **OPTIONS)
+    before = {name: value.clone() for name, value in flow.state_dict().items()}
+    with torch.no_grad():
+        flow.layer.set_values({"slope": torch.tensor(-0.3)})
+    fit(flow, _data(), checkpoint=tmp_path / "run", resume=True, **OPTIONS)
+    assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
