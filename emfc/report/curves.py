@@ -147,7 +147,7 @@ def draw_series(
     for row, (name, positions) in zip(grid, shown, strict=True):
         for index, (axes, (title, examples)) in enumerate(zip(row, panels.items(), strict=True)):
             lines = examples[:most, positions].detach().cpu().float().numpy()
-            colour = COLOURS[index % 2]
+            colour = COLOURS[min(index, 1)]
             if name == OTHERS and len(positions) <= MOST_NAMED:
                 places = range(len(positions))
                 axes.plot(places, lines.T, ".", color=colour, alpha=0.45, markersize=3)
@@ -187,7 +187,7 @@ def draw_examples(
     grid = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=dim == 2)[0]
     for index, (axes, (title, examples)) in enumerate(zip(grid, panels.items(), strict=True)):
         values = examples.detach().cpu().float().numpy()
-        colour = COLOURS[index % 2]
+        colour = COLOURS[min(index, 1)]
         if dim == 1:
             axes.hist(values[:, 0], bins=50, density=True, color=colour)
         else:

@@ -1,0 +1,235 @@
+"""``emfc bench paper``: the experiments of the embedded-model flows paper, with paired seeds and matched sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from emfc.cli.options import DtypeName, DtypeOption, JsonOption, SeedOption, read_widths, require_named
+from emfc.errors import UserError
+
+__all__ = ["bench_paper", "register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to the group ``emfc bench``."""
+    app.command("paper", epilog="Example: emfc bench paper --task ornstein-uhlenbeck --rows maf,gemf-t --seeds 1")(
+        bench_paper
+    )
+
+
+def bench_paper(
+    tasks: Annotated[
+        str | None, typer.Option("--task", metavar="A,B", help="Tasks to measure; by default all of the study.")
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            "--rows",
+            metavar="A,B",
+            help="Flows to measure, such as maf, maf-l, nsf, emf-t, gemf-m, nsf-gemf-t-element, b-maf or bare; "
+            "gemf-t:s for the program s of the task.  [default: those of the study]",
+        ),
+    ] = None,
+    study: Annotated[
+        str, typer.Option("--study", metavar="A,B", help="Of main, wrong (programs) and few (examples).")
+    ] = "main",
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Steps of training.  [default: 5000; few: 2000]", min=1)
+    ] = None,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", help="Instead: as many steps as fit into minutes of processor time, for each cell."),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Number of paired seeds.", min=1)] = 5,
+    sizes: Annotated[
+        str | None,
+        typer.Option("--sizes", metavar="N,M", help="Training examples of few.  [default: 50,200,1000,5000,50000]"),
+    ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option("--protocol", metavar="A,B", help="Of paper and held-out, where training and test may differ."),
+    ] = "paper",
+    images: Annotated[
+        Path | None, typer.Option("--images", metavar="FILE", help="Images of the task pixels.", show_default=False)
+    ] = None,
+    models: Annotated[
+        Path | None, typer.Option("--models", metavar="FOLDER", help="Programs.  [default: emfc's own models/]")
+    ] = None,
+    processes: Annotated[
+        int, typer.Option("--processes", metavar="N", help="Cells at a time, each on one thread.", min=1)
+    ] = 1,
+    batch: Annotated[int, typer.Option("--batch", help="Examples of a step.", min=1)] = 100,
+    hidden: Annotated[
+        str | None, typer.Option("--hidden", metavar="N,M", help="Hidden widths of MAF.  [default: 512,512]")
+    ] = None,
+    transforms: Annotated[int | None, typer.Option("--transforms", help="Layers of MAF.  [default: 2]", min=2)] = None,
+    activation: Annotated[str | None, typer.Option("--activation", help="Activation of all flows.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Highest learning rate of all flows.")
+    ] = None,
+    test_rows: Annotated[
+        int | None, typer.Option("--test-rows", help="Test examples.  [default: 10,000, in the plane 50,000]", min=2)
+    ] = None,
+    cost: Annotated[bool, typer.Option("--cost", help="Also time a step of training, gated and without program.")] = (
+        False
+    ),
+    keep: Annotated[
+        Path | None,
+        typer.Option("--keep", metavar="FILE", help="Add each result to this file, and skip those that it has."),
+    ] = None,
+    output: Annotated[
+        list[Path] | None, typer.Option("-o", "--output", help="File to write, .md or .json. Repeatable.")
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option("--pictures", metavar="FOLDER", help="Folder for pictures; made if need be.")
+    ] = None,
+    as_json: JsonOption = False,
+    seed: SeedOption = 0,
+    dtype: DtypeOption = DtypeName.float32,
+) -> None:
+    """Measure flows with and without programs on the tasks of the paper."""
+    from emfc.cli.bench.inference_references import find_models
+    from emfc.cli.bench.paper_keep import kept_cells
+    from emfc.cli.bench.paper_plan import SIZES, STUDIES, Options, plan
+    from emfc.cli.bench.paper_run import run_plan
+    from emfc.cli.bench.paper_tasks import TASKS
+    from emfc.flows.networks import ACTIVATIONS
+
+    if steps is not None and minutes is not None:
+        raise UserError("--steps and --minutes both say how long to train; give one of them")
+    for option, value in (("--minutes", minutes), ("--learning-rate", learning_rate)):
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{option} needs a positive number; it was given {value:g}")
+    if activation is not None:
+        require_named([activation], list(ACTIVATIONS), what="the activation")
+    if images is not None and not images.is_file():
+        raise UserError(f"the file {images} does not exist; --images takes a file of images")
+    options = Options(
+        studies=_names(study, STUDIES, what="the study"),
+        tasks=None if tasks is None else _names(tasks, list(TASKS), what="the task"),
+        rows=None if rows is None else tuple(word.strip() for word in rows.split(",")),
+        seeds=seeds,
+        first_seed=_small(seed, seeds),
+        steps=steps,
+        minutes=minutes,
+        sizes=SIZES if sizes is None else _sizes(sizes),
+        protocols=_names(protocol, ("paper", "held-out"), what="the protocol"),
+        batch=batch,
+        hidden=None if hidden is None else read_widths(hidden),
+        transforms=transforms,
+        activation=activation,
+        learning_rate=learning_rate,
+        test_rows=test_rows,
+        dtype=dtype.value,
+        models=find_models(models),
+        file=images,
+    )
+    _check_outputs(output or [], pictures)
+    planned, missing = plan(options)
+    kept = kept_cells(keep)
+    results = run_plan(
+        planned, missing, kept, keep=keep, processes=processes, samples=pictures is not None, cost=cost, show=_shown
+    )
+    drawn = {} if pictures is None else _draw(results, pictures)
+    _show(results, as_json=as_json)
+    _write(results, output or [], drawn)
+
+
+def _names(text: str, known: Sequence[str], *, what: str) -> tuple[str, ...]:
+    given = [word.strip() for word in text.split(",")]
+    require_named(given, list(known), what=what)
+    return tuple(dict.fromkeys(given))
+
+
+def _small(seed: int, seeds: int) -> int:
+    if seed + seeds > 10**6:
+        raise UserError(f"--seed must be below {10**6 - seeds:,} here, since other seeds are made of it; it was {seed}")
+    return seed
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--sizes needs whole numbers with commas between, such as 50,1000; not {text!r}") from error
+    if min(sizes) < 20:
+        raise UserError(f"--sizes needs at least 20 examples; it was given {text!r}")
+    return tuple(dict.fromkeys(sizes))
+
+
+def _check_outputs(outputs: Sequence[Path], pictures: Path | None) -> None:
+    from emfc.data.atomic import check_target
+
+    for target in outputs:
+        if target.suffix.lower() not in (".md", ".json"):
+            raise UserError(f"cannot write {target}: the ending must be .md or .json")
+        check_target(target)
+    if pictures is None:
+        return
+    try:
+        pictures.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {pictures}: {error.strerror}") from error
+    check_target(pictures / "picture.png")
+
+
+def _shown(results: Any) -> None:
+    """The tables of a run that was interrupted."""
+    _show(results, as_json=False)
+
+
+def _show(results: Any, *, as_json: bool) -> None:
+    from emfc.cli.bench.paper_table import COLUMNS, GOAL_COLUMNS, as_document, goal_rows, table_rows, tables, told_group
+    from emfc.cli.console import print_json, print_table
+
+    if as_json:
+        print_json(as_document(results))
+        return
+    sides = ("left", *("right",) * (len(COLUMNS) - 1))
+    for cells in results.cells.values():
+        for group, found in tables(cells).items():
+            print_table(list(zip(COLUMNS, sides, strict=True)), table_rows(found), title=told_group(group))
+    goals = goal_rows(results.goals)
+    if goals:
+        sides = ("left", "left", "right", "right", "left", "left")
+        print_table(list(zip(GOAL_COLUMNS, sides, strict=True)), goals, title="Goals")
+
+
+def _draw(results: Any, folder: Path) -> dict[str, dict[str, Path]]:
+    from emfc.cli.bench.paper_pictures import draw_pictures
+    from emfc.cli.console import say
+
+    drawn = draw_pictures(results.cells, folder)
+    for paths in drawn.values():
+        for path in paths.values():
+            say(f"wrote {path}")
+    return drawn
+
+
+def _write(results: Any, outputs: Sequence[Path], drawn: dict[str, dict[str, Path]]) -> None:
+    from emfc.cli.bench.paper_table import as_document, as_markdown
+    from emfc.cli.console import finite_or_none, say
+    from emfc.data.atomic import write_text
+
+    for target in outputs:
+        if target.suffix.lower() == ".md":
+            beside = target.resolve().parent
+            results.pictures = {
+                study: {title: _relative(path, beside) for title, path in paths.items()}
+                for study, paths in drawn.items()
+            }
+            text = as_markdown(results)
+        else:
+            text = json.dumps(finite_or_none(as_document(results)), indent=2) + "\n"
+        write_text(target, text)
+        say(f"wrote {target}")
+
+
+def _relative(path: Path, folder: Path) -> str:
+    return Path(os.path.relpath(path.resolve(), folder)).as_posix()

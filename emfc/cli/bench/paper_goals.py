@@ -1,0 +1,215 @@
+"""Goals of the benchmark of the paper, as data, and whether the figures reach them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from emfc.cli.bench.paper_cells import Request
+from emfc.cli.bench.paper_rows import KINDS, Row, row_title
+from emfc.cli.bench.paper_summary import Estimate, Summary, difference
+from emfc.cli.bench.paper_tasks import TASKS
+
+__all__ = ["CLOSED", "GOALS", "PaperGoal", "Reached", "reached", "reached_when_wrong"]
+
+CLOSED = 0.5
+"""Gates are closed when their mean is at most this."""
+
+BATCH = 100
+
+
+@dataclass(frozen=True)
+class PaperGoal:
+    """Something to reach; the best of the rows that it speaks of is held against it.
+
+    Attributes:
+        task: Key of the task.
+        limit: At most this many nats.
+        measure: ``"nll"``, taken as the best possible plus what the flow is above that of the same test examples, which
+            has the same mean and less noise; ``"above"`` the best possible; or a ``"difference"``.
+        programs: Programs of the rows that it speaks of.
+        bare: Whether the program alone counts too.
+        against: Kind of the flow of a difference.
+        errors: Standard errors of the difference that are added to it.
+        steps: Steps of the training that it speaks of; None for any.
+        minutes: Minutes of it.
+        protocol: Its protocol.
+        splines: Whether flows on splines count.
+    """
+
+    task: str
+    limit: float
+    measure: str = "nll"
+    programs: tuple[str, ...] = ("c",)
+    bare: bool = False
+    against: str = "maf"
+    errors: float = 0.0
+    steps: int | None = None
+    minutes: float | None = None
+    protocol: str | None = None
+    splines: bool = False
+
+    @property
+    def what(self) -> str:
+        """What is measured, in words."""
+        titles = [TASKS[self.task].programs[key].title for key in self.programs]
+        words = [f"{' or '.join(titles)} embedded" + (" or alone" if self.bare else "")]
+        if self.measure == "above":
+            words.append("nats above the best possible")
+        if self.measure == "difference":
+            apart = f"difference to {KINDS[self.against].title}"
+            words.append(apart + (f" and {self.errors:g} standard errors" if self.errors else ""))
+        if self.steps is not None:
+            words.append(f"{self.steps:,} steps")
+        if self.minutes is not None:
+            words.append(f"{self.minutes:g} minutes")
+        if self.protocol is not None:
+            words.append(f"{self.protocol} protocol")
+        return ", ".join(words)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A goal and what was reached.
+
+    Attributes:
+        task: Key of the task.
+        what: What is measured.
+        limit: The number to reach, at most.
+        value: What was reached, not a number where training failed.
+        where: The row that reached it.
+        met: Whether the goal is reached.
+    """
+
+    task: str
+    what: str
+    limit: float
+    value: float
+    where: str
+    met: bool
+
+
+GOALS = (
+    PaperGoal("brownian", -26.30, steps=5000),
+    PaperGoal("brownian", -26.45, minutes=10),
+    PaperGoal("ornstein-uhlenbeck", 24.10, steps=5000),
+    PaperGoal("ornstein-uhlenbeck", 24.08, programs=("right",), bare=True, steps=5000),
+    PaperGoal("lorenz", -160.0, programs=("c", "s"), steps=5000),
+    PaperGoal("lorenz", -210.0, programs=("c", "s"), minutes=10),
+    PaperGoal("lorenz", -50.0, "difference", programs=("c", "s"), steps=5000),
+    PaperGoal("lorenz", 0.5, "above", programs=("right",), bare=True),
+    PaperGoal("van-der-pol", 1.0, "above", programs=("right",), bare=True),
+    PaperGoal("eight-gaussians", 0.02, "above", programs=("m",), splines=True),
+    PaperGoal("checkerboard", 0.05, "above", programs=("m",), splines=True),
+    PaperGoal("digits", -60.0, "difference", programs=("h",), protocol="paper"),
+    PaperGoal("digits", -40.0, "difference", programs=("h",), against="maf-l", protocol="paper"),
+    PaperGoal("digits", 0.0, "difference", programs=("h",), errors=2.0, protocol="held-out"),
+    PaperGoal("digits", 0.0, "difference", programs=("h",), against="maf-l", errors=2.0, protocol="held-out"),
+)
+"""What the figures have to reach."""
+
+FINITE = "middle"
+"""Where the official code's program gave no finite loss on the Lorenz system."""
+
+
+def reached(found: Sequence[Summary], failed: Sequence[Request] = ()) -> list[Reached]:
+    """Hold the figures of the main study against the goals.
+
+    Args:
+        found: Summaries of any tasks and rows.
+        failed: Cells that came to nothing.
+
+    Returns:
+        One entry for each goal that the figures say something about.
+    """
+    held = [entry for goal in GOALS if (entry := _reached(goal, found)) is not None]
+    return [*held, *_finite(found, failed)]
+
+
+def _reached(goal: PaperGoal, found: Sequence[Summary]) -> Reached | None:
+    rows = [summary for summary in found if _speaks_of(goal, summary)]
+    values = [(value, summary) for summary in rows if (value := _value(goal, summary, found)) is not None]
+    if not values:
+        return None
+    value, best = min(values, key=lambda pair: (math.isnan(pair[0]), pair[0]))
+    where = row_title(best.row, TASKS[goal.task])
+    return Reached(goal.task, goal.what, goal.limit, value, where, value <= goal.limit)
+
+
+def _speaks_of(goal: PaperGoal, summary: Summary) -> bool:
+    request, kind = summary.cells[0].request, KINDS[summary.row.kind]
+    chosen = kind.placement in ("top", "middle") and (goal.splines or kind.backbone in ("maf", None))
+    return (
+        request.task == goal.task
+        and request.protocol == goal.protocol
+        and request.examples is None
+        and summary.row.program in goal.programs
+        and chosen
+        and (goal.bare or kind.embedded)
+        and (goal.steps is None or (request.steps == goal.steps and request.batch == BATCH))
+        and (goal.minutes is None or request.minutes == goal.minutes)
+    )
+
+
+def _value(goal: PaperGoal, summary: Summary, found: Sequence[Summary]) -> float | None:
+    chosen: Estimate | None = summary.nll
+    floor = TASKS[goal.task].floor
+    if goal.measure == "nll" and summary.above is not None and floor is not None:
+        return floor + summary.above.mean
+    if goal.measure == "above":
+        chosen = summary.above
+    elif goal.measure == "difference":
+        others = [other for other in found if other.group == summary.group and other.row == Row(goal.against, None)]
+        chosen = difference(summary.cells, others[0].cells) if others else None
+    if chosen is None:
+        return None
+    return chosen.mean + (goal.errors * chosen.error if goal.errors else 0.0)
+
+
+def _finite(found: Sequence[Summary], failed: Sequence[Request]) -> Iterator[Reached]:
+    def counts(request: Request) -> bool:
+        kind = KINDS[request.kind]
+        return request.task == "lorenz" and kind.placement == FINITE and kind.backbone == "maf"
+
+    done = [cell for summary in found for cell in summary.cells if counts(cell.request)]
+    lost = [request for request in failed if counts(request)]
+    if done or lost:
+        bad = len(lost) + sum(not math.isfinite(cell.nll) for cell in done)
+        told = f"program in the middle, trainings without a finite loss, of {len(done) + len(lost)}"
+        yield Reached("lorenz", told, 0.0, float(bad), "all", bad == 0)
+
+
+def reached_when_wrong(found: Sequence[Summary]) -> list[Reached]:
+    """Hold rows with wrong programs against the goals: no worse than the baseline, and gates that close.
+
+    Args:
+        found: Summaries of the study of wrong programs.
+
+    Returns:
+        Two entries for each wrong program that gated rows embed: the worst of these rows counts.
+    """
+    entries: list[Reached] = []
+    groups: dict[tuple[str, str], list[Summary]] = {}
+    for summary in found:
+        task, program = summary.group[0], summary.row.program
+        if program in TASKS[task].wrong_programs and summary.gates is not None:
+            groups.setdefault((task, str(program)), []).append(summary)
+    for (task, program), rows in groups.items():
+        title = TASKS[task].programs[program].title
+        apart = [(_worse(summary.difference), summary) for summary in rows if summary.difference is not None]
+        if apart:
+            what = f"{title}, difference to MAF less one standard error"
+            entries.append(_worst(task, what, 0.0, apart))
+        gates = [(summary.gates[1], summary) for summary in rows if summary.gates is not None]
+        entries.append(_worst(task, f"{title}, mean gate", CLOSED, gates))
+    return entries
+
+
+def _worse(apart: Estimate) -> float:
+    return apart.mean - (apart.error if math.isfinite(apart.error) else 0.0)
+
+
+def _worst(task: str, what: str, limit: float, values: Sequence[tuple[float, Summary]]) -> Reached:
+    value, summary = max(values, key=lambda pair: (math.isnan(pair[0]), pair[0]))
+    return Reached(task, what, limit, value, row_title(summary.row, TASKS[task]), value <= limit)

@@ -1,0 +1,165 @@
+"""Pictures of the benchmark of the paper: samples beside data, gates, learning curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from emfc.cli.bench.paper_cells import SAMPLES, Cell, Request, data_source, load_task_program
+from emfc.cli.bench.paper_rows import BASELINE, KINDS, Row, row_title
+from emfc.cli.bench.paper_summary import Summary, summaries
+from emfc.cli.bench.paper_table import tables, told_group
+from emfc.cli.bench.paper_tasks import TASKS, PaperTask
+from emfc.report import draw_examples, draw_image_panels
+from emfc.report.paper import draw_gates, draw_learning_curves
+
+__all__ = ["draw_pictures"]
+
+ENDING = ".png"
+MARGIN = 0.25
+RIGHT = "right"
+ACROSS, IMAGES_OF_BLOCK = 5, 10
+
+
+def draw_pictures(cells: Mapping[str, Sequence[Cell]], folder: Path) -> dict[str, dict[str, Path]]:
+    """Draw everything that the cells have.
+
+    Args:
+        cells: Cells by study.
+        folder: Where the pictures go; it exists.
+
+    Returns:
+        By study, title and path of each picture.
+
+    Raises:
+        UserError: A picture cannot be written.
+    """
+    drawn: dict[str, dict[str, Path]] = {}
+    for study, held in cells.items():
+        found = drawn.setdefault(study, {})
+        if study == "few":
+            path = folder / f"paper-learning-curves{ENDING}"
+            if _draw_curves(path, summaries(held)):
+                found["Learning curves"] = path
+            continue
+        for group, rows in tables(held).items():
+            stem = "-".join(word for word in ("paper", *group[:2], "" if study == "main" else study) if word)
+            told = told_group(group)
+            samples, gates = folder / f"{stem}-samples{ENDING}", folder / f"{stem}-gates{ENDING}"
+            if study == "main" and _draw_samples(samples, rows, TASKS[group[0]]):
+                found[f"Samples: {told}"] = samples
+            if _draw_gates(gates, rows, TASKS[group[0]], title=told):
+                found[f"Gates: {told}"] = gates
+    return drawn
+
+
+def _draw_samples(path: Path, rows: Sequence[Summary], task: PaperTask) -> bool:
+    chosen = _worth_showing(rows)
+    if not chosen:
+        return False
+    request = next(iter(chosen.values())).request
+    data, sites = _data(request, task)
+    panels = {"data": data}
+    low, high = data.min(0).values, data.max(0).values
+    edge = MARGIN * (high - low)
+    for title, cell in chosen.items():
+        panels[title] = torch.tensor(cell.samples).clamp(low - edge, high + edge)
+    if task.picture == "blocks" and task.image is not None:
+        height, width = task.image
+        shown = slice(IMAGES_OF_BLOCK * height * width)
+        images = {
+            title: values[:, shown].exp().clamp(max=1).reshape(-1, height * width) for title, values in panels.items()
+        }
+        blocks = f"{task.title}: a block in each row, its mean first"
+        draw_image_panels(path, images, shape=task.image, across=IMAGES_OF_BLOCK, down=SAMPLES["blocks"], title=blocks)
+    elif task.picture == "images" and task.image is not None:
+        levels = {title: values.sigmoid() for title, values in panels.items()}
+        draw_image_panels(path, levels, shape=task.image, across=5, down=5, title=task.title)
+    else:
+        draw_examples(path, panels, sites)
+    return True
+
+
+def _worth_showing(rows: Sequence[Summary]) -> dict[str, Cell]:
+    """The baseline, the best flow with an ordinary program and the best with the right one, if they drew examples."""
+    shown: dict[str, Cell] = {}
+    groups: list[list[Summary]] = [
+        [summary for summary in rows if summary.row == Row(BASELINE, None)],
+        [summary for summary in rows if summary.embedded and summary.row.program != RIGHT],
+        [summary for summary in rows if summary.row.program == RIGHT],
+    ]
+    for group in groups:
+        drawn = [
+            (summary.nll.mean, number, cell)
+            for number, summary in enumerate(group)
+            for cell in summary.cells[:1]
+            if cell.samples and math.isfinite(summary.nll.mean)
+        ]
+        if drawn:
+            _, number, cell = min(drawn, key=lambda found: found[:2])
+            shown[row_title(group[number].row, TASKS[cell.request.task])] = cell
+    return shown
+
+
+def _data(request: Request, task: PaperTask) -> tuple[Tensor, Any]:
+    """Examples ``[n, D]`` in the order of the task's programs, and the shapes of their sites."""
+    from emfc.cli.bench.paper_training import TEST_SEED
+    from emfc.cli.options import numeric_defaults
+    from emfc.compiler import compile as compile_program
+
+    with numeric_defaults(request.dtype, request.seed):
+        program = load_task_program(task, request.supports, Path(request.models))
+        layer = compile_program(program.parse(seed=request.seed))
+        data = data_source(program, task, request, "test")
+        values = data(n=SAMPLES[task.picture], seed=TEST_SEED + request.seed)
+        generator = torch.Generator().manual_seed(request.seed)
+        packed = values if isinstance(values, Tensor) else layer.pack(values, generator=generator)
+        return packed, layer.example_sites
+
+
+def _draw_gates(path: Path, rows: Sequence[Summary], task: PaperTask, *, title: str) -> bool:
+    panels = {
+        row_title(summary.row, task): [cell.all_gates for cell in summary.cells]
+        for summary in rows
+        if KINDS[summary.row.kind].gate is not None
+    }
+    if not panels:
+        return False
+    image = task.image if task.picture in ("images", "blocks") else None
+    if image is not None and task.picture == "blocks":
+        panels = {name: [_side_by_side(gates, image) for gates in held] for name, held in panels.items()}
+        image = (image[0] * (task.dim // (image[0] * image[1]) // ACROSS), image[1] * ACROSS)
+    draw_gates(path, panels, title=f"Gates after training: {title}", image=image)
+    return True
+
+
+def _side_by_side(gates: Sequence[float], image: tuple[int, int]) -> list[float]:
+    """Gates of the pixels of some images as those of one image, in which they stand in rows."""
+    height, width = image
+    if len(gates) % (ACROSS * height * width):
+        return list(gates)
+    return [float(gate) for gate in np.asarray(gates).reshape(-1, ACROSS, height, width).swapaxes(1, 2).ravel()]
+
+
+def _draw_curves(path: Path, found: Sequence[Summary]) -> bool:
+    panels: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
+    what: dict[str, str] = {}
+    for summary in found:
+        task, _, examples = summary.group
+        if examples is None:
+            continue
+        shown = summary.nll if summary.above is None else summary.above
+        panel = TASKS[task].title
+        what[panel] = "NLL, nats" if summary.above is None else "nats above the best possible"
+        name = KINDS[summary.row.kind].title + {None: "", RIGHT: ", right"}.get(summary.row.program, ", program")
+        panels.setdefault(panel, {}).setdefault(name, []).append((examples, shown.mean, shown.error))
+    if not panels:
+        return False
+    draw_learning_curves(path, panels, what=what)
+    return True

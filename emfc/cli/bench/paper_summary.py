@@ -1,0 +1,123 @@
+"""Means over seeds, and paired differences to the baseline."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from emfc.cli.bench.paper_cells import Cell
+from emfc.cli.bench.paper_rows import BASELINE, KINDS, Row
+from emfc.cli.bench.paper_tasks import TASKS
+
+__all__ = ["Estimate", "Group", "Summary", "difference", "estimate", "summaries"]
+
+Group = tuple[str, str | None, int | None]
+"""Task, protocol and number of training examples: what the rows of one table have in common."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over seeds.
+
+    Attributes:
+        mean: The mean.
+        error: Its standard error; not a number for one seed.
+        count: Number of seeds.
+    """
+
+    mean: float
+    error: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a row came to over all seeds.
+
+    Attributes:
+        group: Task, protocol and number of training examples.
+        row: The row.
+        cells: Its cells, by seed.
+        nll: Negative log likelihood of test examples, nats.
+        difference: The same less that of the baseline, by pairs with the same seed.
+        above: The same less the best possible.
+    """
+
+    group: Group
+    row: Row
+    cells: tuple[Cell, ...]
+    nll: Estimate
+    difference: Estimate | None
+    above: Estimate | None
+
+    @property
+    def embedded(self) -> bool:
+        """Whether a program stands among learned layers."""
+        return KINDS[self.row.kind].embedded
+
+    @property
+    def gates(self) -> tuple[float, float, float] | None:
+        """Least, mean and largest of all gates of all seeds."""
+        values = [value for cell in self.cells for value in cell.all_gates]
+        return (min(values), statistics.fmean(values), max(values)) if values else None
+
+    def mean_of(self, name: str) -> float:
+        """Mean of a number of the cells, such as ``"seconds"``."""
+        return statistics.fmean(float(getattr(cell, name)) for cell in self.cells)
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and standard error of some numbers."""
+    count = len(values)
+    if not all(map(math.isfinite, values)):
+        return Estimate(math.nan, math.nan, count)
+    error = statistics.stdev(values) / math.sqrt(count) if count > 1 else math.nan
+    return Estimate(statistics.fmean(values), error, count)
+
+
+def difference(cells: Iterable[Cell], others: Iterable[Cell]) -> Estimate | None:
+    """Mean of the paired differences of the losses of cells with the same seed; None where there are no pairs."""
+    theirs = {cell.request.seed: cell.nll for cell in others}
+    pairs = [cell.nll - theirs[cell.request.seed] for cell in cells if cell.request.seed in theirs]
+    return estimate(pairs) if pairs else None
+
+
+def summaries(cells: Iterable[Cell]) -> list[Summary]:
+    """Summarise cells that belong to one study.
+
+    Args:
+        cells: The cells, each once.
+
+    Returns:
+        One summary for each row of each task, protocol and number of examples, in the order of the tasks; the
+        smallest number of examples first.
+    """
+    groups: dict[Group, dict[Row, list[Cell]]] = {}
+    for cell in cells:
+        request = cell.request
+        group = (request.task, request.protocol, request.examples)
+        groups.setdefault(group, {}).setdefault(Row(request.kind, request.program), []).append(cell)
+    places = {key: place for place, key in enumerate(TASKS)}
+    order = sorted(groups, key=lambda group: (places[group[0]], group[1] != "paper", group[1] or "", group[2] or 0))
+    found = []
+    for group in order:
+        rows = groups[group]
+        baseline = rows.get(Row(BASELINE, None), [])
+        for row, held in rows.items():
+            held.sort(key=lambda cell: cell.request.seed)
+            apart = None if row == Row(BASELINE, None) else difference(held, baseline)
+            nll = estimate([cell.nll for cell in held])
+            found.append(Summary(group, row, tuple(held), nll, apart, _above(held)))
+    return found
+
+
+def _above(cells: Sequence[Cell]) -> Estimate | None:
+    """How far losses are above the best possible: above that of the same test examples, where it is known."""
+    floor = TASKS[cells[0].request.task].floor
+    best = [floor if cell.best_nll is None else cell.best_nll for cell in cells]
+    known = [value for value in best if value is not None]
+    if len(known) < len(cells):
+        return None
+    return estimate([cell.nll - value for cell, value in zip(cells, known, strict=True)])
