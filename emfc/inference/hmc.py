@@ -205,11 +205,15 @@ class _Adapting(Sampler):
         self.step_size = average.mean
 
 
+_LAST = 50
+"""Steps at least that the step size has after the last mass matrix, and enough to find it from ten times too much."""
+
+
 def _windows(steps: int) -> list[int]:
     """Where the first phase and then each window ends."""
-    if steps < 40:
+    if steps < 3 * _LAST:  # too few for a mass matrix and a step size to go with it
         return []
-    first, last = int(0.15 * steps), steps - int(0.1 * steps)
+    first, last = int(0.15 * steps), steps - max(int(0.1 * steps), _LAST)
     ends, width = [first], 25
     while ends[-1] < last:
         end = ends[-1] + width

@@ -66,10 +66,15 @@ def _cotangent(log_p: Tensor, turn: float) -> Tensor:
     return torch.exp(-log_p) * torch.cos(turn * p) / (turn * torch.sinc(turn / math.pi * p))
 
 
+def _bounded(z: Tensor) -> Tensor:
+    """A standard normal value whose square does not overflow."""
+    limit = torch.finfo(z.dtype).max ** 0.5 / 4
+    return z.clamp(-limit, limit)
+
+
 def _normal_evaluation(z: Tensor) -> Evaluation:
     """The standard normal, without overflow of the square."""
-    limit = torch.finfo(z.dtype).max ** 0.5 / 4
-    z = z.clamp(-limit, limit)
+    z = _bounded(z)
     return Evaluation(log_normal_density(z), *tails_from_noise(z))
 
 
@@ -80,6 +85,10 @@ class Normal(LocationScale):
     def standard_evaluate(self, z: Tensor) -> Evaluation:
         """Log density and log tails."""
         return _normal_evaluation(z)
+
+    def standard_log_density(self, z: Tensor) -> Tensor:
+        """Log density, which needs no tails."""
+        return log_normal_density(_bounded(z))
 
     def standard_quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Noise of the tails."""
@@ -160,8 +169,11 @@ class Cauchy(LocationScale):
         """Log density and log tails."""
         tail = _log_acot(z.abs()) - _LOG_PI
         body = torch.log1p(-torch.exp(tail))
-        log_prob = -2 * torch.hypot(torch.ones_like(z), z).log() - _LOG_PI
-        return Evaluation(log_prob, torch.where(z < 0, tail, body), torch.where(z < 0, body, tail))
+        return Evaluation(self.standard_log_density(z), torch.where(z < 0, tail, body), torch.where(z < 0, body, tail))
+
+    def standard_log_density(self, z: Tensor) -> Tensor:
+        """Log density, which needs no tails."""
+        return -2 * torch.hypot(torch.ones_like(z), z).log() - _LOG_PI
 
     def standard_quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Cotangent of the smaller tail."""
@@ -185,6 +197,11 @@ class LogNormal(ScalarFamily):
         log_x = _distance(at.below, at.value).log()
         result = _normal_evaluation((log_x - self.loc) / self.scale)
         return result._replace(log_prob=result.log_prob - log_x - self.scale.log())
+
+    def log_density(self, at: Position) -> Tensor:
+        """Log density alone."""
+        log_x = _distance(at.below, at.value).log()
+        return log_normal_density(_bounded((log_x - self.loc) / self.scale)) - log_x - self.scale.log()
 
     def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Exponential of the normal's quantile."""

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
-from emfc.inference.hmc import _DualAveraging
+from emfc.compiler import compile_target
+from emfc.inference.hmc import _DualAveraging, _windows, run_nuts
+from emfc.inference.variational import VariationalFlow
 
 
 def _acceptance(step: float, noise: float) -> float:
@@ -35,3 +39,28 @@ def test_chains_accept_as_often_as_asked(target, start, steps):
             step = average.update(_acceptance(step, held))
         found.append(_expected(average.mean))
     assert sum(found) / len(found) == pytest.approx(target, abs=0.05)
+
+
+@pytest.mark.parametrize("steps", [1, 20, 50, 75, 100, 149, 150, 200, 500, 2000])
+def test_a_step_size_has_time_to_settle_after_the_last_mass_matrix(steps):
+    ends = _windows(steps)
+    assert ends == sorted(set(ends))
+    assert not ends or (ends[0] > 0 and steps - ends[-1] >= 50)
+
+
+@pytest.mark.parametrize("warmup", [25, 60, 120])
+def test_short_warm_ups_settle(warmup, float64):
+    """A probability, and parts of a whole, whose noise is nearly normal."""
+
+    def model(y):
+        share = pyro.sample("share", dist.Beta(2.0, 2.0))
+        parts = pyro.sample("parts", dist.Dirichlet(torch.ones(3)))
+        with pyro.plate("rows", len(y)):
+            pyro.sample("y", dist.Normal(share + parts[0], 1.0), obs=y)
+
+    data = torch.linspace(-1.0, 2.0, 20)
+    log_joint = compile_target(model, data)
+    flow = VariationalFlow.from_target(log_joint.target, backbone="meanfield")
+    chains = run_nuts(flow, log_joint, warmup=warmup, samples=60, chains=2, seed=0)
+    assert chains.acceptance == pytest.approx(0.85, abs=0.15)
+    assert chains.divergences == 0
