@@ -32,17 +32,7 @@ from emfc.transforms.family import Evaluation, LocationScale, ScalarFamily
 from emfc.transforms.registry import family_of
 from emfc.transforms.supports import Position
 
-__all__ = [
-    "Cauchy",
-    "Exponential",
-    "HalfCauchy",
-    "HalfNormal",
-    "Laplace",
-    "LogNormal",
-    "Logistic",
-    "Normal",
-    "Uniform",
-]
+__all__ = ["Cauchy", "Exponential", "HalfCauchy", "HalfNormal", "Laplace", "LogNormal", "Logistic", "Normal", "Uniform"]
 
 _LOG_TWO = math.log(2)
 _LOG_PI = math.log(math.pi)
@@ -169,11 +159,8 @@ class Cauchy(LocationScale):
         """Log density and log tails."""
         tail = _log_acot(z.abs()) - _LOG_PI
         body = torch.log1p(-torch.exp(tail))
-        return Evaluation(self.standard_log_density(z), torch.where(z < 0, tail, body), torch.where(z < 0, body, tail))
-
-    def standard_log_density(self, z: Tensor) -> Tensor:
-        """Log density, which needs no tails."""
-        return -2 * torch.hypot(torch.ones_like(z), z).log() - _LOG_PI
+        log_prob = -2 * torch.hypot(torch.ones_like(z), z).log() - _LOG_PI
+        return Evaluation(log_prob, torch.where(z < 0, tail, body), torch.where(z < 0, body, tail))
 
     def standard_quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Cotangent of the smaller tail."""
@@ -235,8 +222,7 @@ class HalfNormal(_Scaled):
 
     def log_density(self, at: Position) -> Tensor:
         """Log density alone."""
-        z = self._standard(at).clamp(max=torch.finfo(at.value.dtype).max ** 0.5 / 4)
-        return log_normal_density(z) + _LOG_TWO - self.scale.log()
+        return log_normal_density(_bounded(self._standard(at))) + _LOG_TWO - self.scale.log()
 
     def quantile(self, log_p: Tensor, log_q: Tensor) -> Tensor:
         """Inverse error function of a small lower tail, normal quantile of a small upper one."""
