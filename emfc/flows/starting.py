@@ -51,9 +51,11 @@ def standardise(flow: Any, data: Tensor) -> None:
         layer.start_from_data(examples)
     if isinstance(ahead, GatedNormalisation):
         opened, gates, logits = _inverted(layer(), examples), layer._element_gates(), layer.gate_logits.clone()
-        layer.set_gates(0.0)
-        closed = _inverted(layer(), examples)
-        layer.gate_logits.copy_(logits)
+        try:
+            layer.set_gates(0.0)
+            closed = _inverted(layer(), examples)
+        finally:
+            layer.gate_logits.copy_(logits)
         ahead.set_from(opened, closed, gates)
     elif ahead is not None:
         ahead.set_from(_inverted(layer(), examples))

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from emfc.errors import UserError
 
-__all__ = ["Examples", "batches", "check_examples"]
+__all__ = ["Examples", "batches", "check_context", "check_examples"]
 
 ROWS_NAMED = 5
 CHECKED_AT_ONCE = 4096
@@ -33,16 +34,28 @@ class Examples:
 
     @classmethod
     def of(
-        cls, data: Tensor | Mapping[str, Any], context: Tensor | None, *, device: torch.device, dtype: torch.dtype
+        cls,
+        data: Tensor | Mapping[str, Any] | np.ndarray[Any, Any],
+        context: Tensor | None,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> Examples:
         """Moves data to a device and dtype (whole numbers keep theirs) and counts the rows.
 
         Raises:
-            UserError: If there are no rows, or if sites or contexts differ in their number of rows.
+            UserError: If there are no rows, if sites or contexts differ in their number of rows, or if a part is
+                nothing that a tensor can be made of.
         """
 
         def place(value: Any) -> Tensor:
-            tensor = torch.as_tensor(value)
+            try:
+                tensor = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError) as error:
+                raise UserError(
+                    "data are a tensor, an array, or a mapping from site name to one of these, "
+                    f"and cannot be made of {_what(value)}"
+                ) from error
             return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
         held: Tensor | dict[str, Tensor]
@@ -124,6 +137,36 @@ def check_examples(flow: Any, examples: Tensor, *, what: str = "the data") -> No
     inside = torch.cat([flow.support.check(part) for part in torch.split(examples, CHECKED_AT_ONCE)])
     if not inside.all():
         raise UserError(f"{what} hold values outside the support of their site in {_rows(~inside)}")
+
+
+def check_context(flow: Any, context: Tensor | None, *, what: str = "the context", from_function: bool = False) -> None:
+    """Checks that contexts ``[rows, C]`` fit a flow.
+
+    Raises:
+        UserError: If they are missing, not wanted or of the wrong width, or if values are missing; says which rows.
+    """
+    width = flow.configuration.context_features
+    if context is None:
+        if width and from_function:
+            raise UserError(
+                f"this flow needs a context of width {width}: the function of data must return a pair, "
+                "the examples and their contexts"
+            )
+        if width:
+            raise UserError(f"this flow needs a context of width {width}, and {what} is missing; give one for each row")
+        return
+    if not width:
+        raise UserError("this flow has no context; build it with context_features to give it one")
+    if context.ndim != 2 or context.shape[1] != width:
+        hint = "; the function of data must return a pair, the examples and such contexts" if from_function else ""
+        raise UserError(f"{what} must be a table of {width} features a row, not of shape {tuple(context.shape)}{hint}")
+    missing = ~torch.isfinite(context).all(dim=1)
+    if missing.any():
+        raise UserError(f"{what} holds missing or infinite values in {_rows(missing)}; remove or fill those rows")
+
+
+def _what(value: Any) -> str:
+    return "None" if value is None else f"an object of type {type(value).__name__}"
 
 
 def _rows(mask: Tensor) -> str:

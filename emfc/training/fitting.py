@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,10 +14,13 @@ from torch import Tensor
 from emfc.errors import UserError
 from emfc.flows.starting import start_from_data
 from emfc.training.checkpoint import read_state
-from emfc.training.examples import Examples, check_examples
+from emfc.training.examples import Examples, check_context, check_examples
 from emfc.training.loop import Trainer
+from emfc.training.optimiser import check_learnable
+from emfc.training.options import read_flag, read_number, read_seed, read_whole
 from emfc.training.progress import EpochRow, SilentProgress, TrainingProgress
 from emfc.training.settings import Settings
+from emfc.training.snapshot import undone_on_error
 from emfc.training.sources import VALIDATION, Drawn, Given, Source
 
 __all__ = ["DivergenceError", "FitResult", "fit"]
@@ -146,8 +149,8 @@ def fit(
 
     Raises:
         UserError: If the data do not fit the flow (says which rows), if training cannot be kept from diverging, or if
-            the checkpoint cannot be written (the flow then has its best weights so far, and the one before is kept).
-        ValueError: If an option has no meaning.
+            the checkpoint cannot be written (the flow then has its best weights so far, and the one before is kept),
+            or if an option has no meaning. What is refused before training leaves the flow as it was.
 
     Example:
         >>> import pyro, pyro.distributions as dist, torch, emfc
@@ -159,61 +162,68 @@ def fit(
         >>> result.epochs
         2
     """
-    if not 0 < validation_fraction < 1:
-        raise ValueError(f"validation_fraction is {validation_fraction}; it must lie between 0 and 1")
-    if resume and checkpoint is None:
-        raise ValueError("resume=True needs checkpoint, the folder to go on from")
-    flow.to(device=device, dtype=dtype)
-    place = {"device": flow.noise_reference.device, "dtype": flow.noise_reference.dtype}
-    cuda = _cuda_devices(place["device"])
-    with torch.random.fork_rng(devices=cuda):
-        train, held_out = _sources(
-            data, context, validation, validation_context, fraction=validation_fraction, rows=rows, seed=seed, **place
-        )
-    epochs = _epochs(epochs, steps, train.rows, max(batch_size, 1))
-    if dropout is None:
-        few = not train.endless and flow.parameter_count > FEW_ROWS * train.rows
-        dropout = DEFAULT_DROPOUT if few else 0.0
-    if patience is None:
-        patience = epochs if train.endless else max(epochs // 4, 10)
+    if not 0 < read_number("validation_fraction", validation_fraction, zero=True) < 1:
+        raise UserError(f"validation_fraction is {validation_fraction}; it must lie between 0 and 1")
+    read_number("checkpoint_every", checkpoint_every, zero=True)
+    read_flag("start", start)
+    if read_flag("resume", resume) and checkpoint is None:
+        raise UserError("resume=True needs checkpoint, the folder to go on from")
+    if epochs is not None and steps is not None:
+        raise UserError("epochs and steps are two ways to say how long to train; give one of them")
+    rows, seed = read_whole("rows", rows, 1), read_seed(seed)
     settings = Settings(
-        epochs=epochs,
+        epochs=1 if epochs is None else epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
         gate_factor=gate_factor,
         program_factor=program_factor,
         weight_decay=weight_decay,
         warm_up=warm_up,
-        patience=patience,
+        patience=1 if patience is None else patience,
         gradient_clip=gradient_clip,
         averaging=averaging,
-        dropout=dropout,
+        dropout=0.0 if dropout is None else dropout,
         max_divergences=max_divergences,
         seed=seed,
         steps=steps,
     )
-    going_on = resume and checkpoint is not None and read_state(checkpoint) is not None
+    with undone_on_error(flow):
+        flow.to(device=device, dtype=dtype)
+        place = {"device": flow.noise_reference.device, "dtype": flow.noise_reference.dtype}
+        cuda = _cuda_devices(place["device"])
+        check_learnable(flow)
+        with torch.random.fork_rng(devices=cuda):
+            train, held_out = _sources(
+                flow, data, context, validation, validation_context, fraction=validation_fraction, rows=rows, seed=seed
+            )
+            epochs = _epochs(epochs, steps, train.rows, batch_size)
+            if dropout is None:
+                few = not train.endless and flow.parameter_count > FEW_ROWS * train.rows
+                dropout = DEFAULT_DROPOUT if few else 0.0
+            if patience is None:
+                patience = epochs if train.endless else max(epochs // 4, 10)
+            going_on = resume and checkpoint is not None and read_state(checkpoint) is not None
+            torch.manual_seed(seed)
+            packed, _ = train.epoch(flow, 0, seed=seed)
+            check_examples(flow, packed, what="the training data")
+            packed_held_out = held_out.packed(flow, seed=seed + 1)
+            check_examples(flow, packed_held_out, what="the validation data")
+            if start and not going_on:
+                order = torch.randperm(len(packed), generator=torch.Generator().manual_seed(seed))
+                start_from_data(flow, packed[order.to(packed.device)])
+            trainer = Trainer(
+                flow,
+                train,
+                packed_held_out,
+                held_out.context,
+                settings=replace(settings, epochs=epochs, patience=patience, dropout=dropout),
+                progress=SilentProgress() if progress is None else progress,
+                checkpoint=checkpoint,
+                checkpoint_every=checkpoint_every,
+            )
+            if resume:
+                trainer.resume()
     with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        packed, _ = train.epoch(flow, 0, seed=seed)
-        check_examples(flow, packed, what="the training data")
-        if start and not going_on:
-            order = torch.randperm(len(packed), generator=torch.Generator().manual_seed(seed))
-            start_from_data(flow, packed[order.to(packed.device)])
-        packed_held_out = held_out.packed(flow, seed=seed + 1)
-        check_examples(flow, packed_held_out, what="the validation data")
-        trainer = Trainer(
-            flow,
-            train,
-            packed_held_out,
-            held_out.context,
-            settings=settings,
-            progress=SilentProgress() if progress is None else progress,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-        )
-        if resume:
-            trainer.resume()
         outcome = trainer.run()
     if outcome.stopped == "diverged" and outcome.best_epoch == 0:
         raise DivergenceError(
@@ -233,6 +243,7 @@ def fit(
 
 
 def _sources(
+    flow: Any,
     data: Any,
     context: Tensor | None,
     validation: Tensor | Mapping[str, Any] | None,
@@ -241,23 +252,25 @@ def _sources(
     fraction: float,
     rows: int,
     seed: int,
-    device: torch.device,
-    dtype: torch.dtype,
 ) -> tuple[Source, Examples]:
-    """Where the training rows come from, and the validation rows."""
+    """Where the training rows come from, and the validation rows; the contexts of both are checked."""
+    device, dtype = flow.noise_reference.device, flow.noise_reference.dtype
     held_out = None
     if validation is not None:
         held_out = Examples.of(validation, validation_context, device=device, dtype=dtype)
+        check_context(flow, held_out.context, what="the validation context")
     if callable(data) and not isinstance(data, Mapping):
         if context is not None:
             raise UserError(
                 "a function of data gives its contexts itself: let it return examples and contexts as a pair"
             )
-        if rows < 1:
-            raise ValueError(f"rows is {rows}; it must be positive")
         drawn = Drawn(data, rows, seed=seed, device=device, dtype=dtype)
-        return drawn, drawn.draw(max(round(fraction * rows), 1), VALIDATION) if held_out is None else held_out
+        if held_out is None:
+            held_out = drawn.draw(max(round(fraction * rows), 1), VALIDATION)
+            check_context(flow, held_out.context, what="the context drawn for validation", from_function=True)
+        return drawn, held_out
     given = Examples.of(data, context, device=device, dtype=dtype)
+    check_context(flow, given.context)
     if held_out is None:
         given, held_out = given.split(fraction, generator=torch.Generator().manual_seed(seed))
     return Given(given), held_out
@@ -267,12 +280,8 @@ def _epochs(epochs: int | None, steps: int | None, rows: int, batch_size: int) -
     """The number of epochs, of which the last may be cut short by the number of steps."""
     each = -(-rows // batch_size)
     if steps is None:
-        return min(max(-(-DEFAULT_STEPS // each), FEWEST_EPOCHS), MOST_EPOCHS) if epochs is None else epochs
-    if epochs is not None:
-        raise ValueError("epochs and steps are two ways to say how long to train; give one of them")
-    if steps < 1:
-        raise ValueError(f"steps is {steps}; it must be positive")
-    return -(-steps // each)
+        return min(max(-(-DEFAULT_STEPS // each), FEWEST_EPOCHS), MOST_EPOCHS) if epochs is None else int(epochs)
+    return -(-int(steps) // each)
 
 
 def _cuda_devices(device: torch.device) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +16,7 @@ from emfc.errors import UserError
 from emfc.training.checkpoint import Checkpoint, TrainingState, load_state
 from emfc.training.evaluation import mean_nll
 from emfc.training.examples import batches
-from emfc.training.optimiser import WeightAverage, make_optimiser, schedule
+from emfc.training.optimiser import FixedGates, WeightAverage, make_optimiser, schedule
 from emfc.training.progress import EpochRow, TrainingProgress
 from emfc.training.settings import Outcome, Settings
 from emfc.training.snapshot import Snapshot
@@ -63,8 +64,7 @@ class Trainer:
         self.settings = settings
         self.progress = progress
         self.checkpoint = None if checkpoint is None else Checkpoint(checkpoint, every=checkpoint_every)
-        if not any(parameter.requires_grad for parameter in flow.parameters()):
-            raise UserError("this flow has nothing to learn: its program has no parameters and it has no backbone")
+        self.fixed_gates = FixedGates(flow)
         self.average = WeightAverage(flow, settings.averaging)
         self.optimiser = self._new_optimiser()
         self.outcome = Outcome()
@@ -118,10 +118,12 @@ class Trainer:
         """Whether nothing is left to do, which the outcome then says why."""
         if self.outcome.diverged > self.settings.max_divergences:
             self.outcome.stopped = "diverged"
+        elif self.epoch >= self.settings.epochs:
+            self.outcome.stopped = "epochs"
         elif self.epoch - self.outcome.best_epoch >= self.settings.patience:
             self.outcome.stopped = "patience"
         else:
-            return self.epoch >= self.settings.epochs
+            return False
         return True
 
     def _seconds(self) -> float:
@@ -189,6 +191,7 @@ class Trainer:
         if not bool(torch.isfinite(loss)):
             raise _Diverged("the loss is not finite")
         loss.backward()
+        self.fixed_gates.clear_gradients()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.gradient_clip)
         if not bool(torch.isfinite(norm)):
             raise _Diverged("a gradient is not finite")
@@ -274,6 +277,20 @@ class Trainer:
         self.checkpoint.write(self.flow, best if self._improved else None, state, tensors)
         self._improved = False
 
+    def _same_flow(self, tensors: Mapping[str, Tensor]) -> bool:
+        """Whether stored tensors are those of this flow: their names, shapes, and which gates are fixed."""
+        named, fixed = self._named(), self._fixed()
+        expected: dict[str, Tensor] = {
+            f"{kind}.{name}": weight for kind in ("best", "live", "average") for name, weight in named
+        }
+        expected |= {f"fixed.{name}": value for name, value in fixed.items()}
+        stored = {name for name in tensors if not name.startswith("optimiser.")}
+        if stored != set(expected) or any(tensors[name].shape != value.shape for name, value in expected.items()):
+            return False
+        gates = {id(parameter) for parameter in self.flow.gate_parameters()}
+        pairs = [(tensors[f"live.{name}"], weight) for name, weight in named if id(weight) in gates]
+        return all(torch.equal(saved.isinf(), weight.isinf()) for saved, weight in pairs)
+
     def resume(self) -> None:
         """Takes up the state that the checkpoint folder holds; begins anew if it holds none.
 
@@ -289,17 +306,11 @@ class Trainer:
         state, tensors = found
         if state.seed != self.settings.seed:
             raise UserError(f"{path} holds a training of seed {state.seed}, not {self.settings.seed}; give that seed")
-        named = self._named()
-        for name, parameter in named:
-            for kind in ("best", "live", "average"):
-                saved = tensors.get(f"{kind}.{name}")
-                if saved is None or saved.shape != parameter.shape:
-                    raise UserError(f"{path} holds the training of another flow; choose another folder")
-        for name, value in self._fixed().items():
-            saved = tensors.get(f"fixed.{name}")
-            if saved is None or saved.shape != value.shape:
-                raise UserError(f"{path} holds the training of another flow; choose another folder")
-            value.copy_(saved)
+        named, fixed = self._named(), self._fixed()
+        if not self._same_flow(tensors):
+            raise UserError(f"{path} holds the training of another flow; choose another folder")
+        for name, value in fixed.items():
+            value.copy_(tensors[f"fixed.{name}"])
         self.best = [tensors[f"best.{name}"].to(parameter.dtype) for name, parameter in named]
         self.good = Snapshot.of(tensors, named, average_steps=state.average_steps)
         self.good.restore(self.average, self.optimiser)

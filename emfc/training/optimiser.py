@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WeightAverage", "make_optimiser", "schedule"]
+from emfc.errors import UserError
+
+__all__ = ["FixedGates", "WeightAverage", "check_learnable", "make_optimiser", "schedule"]
 
 
 def make_optimiser(
@@ -41,11 +43,44 @@ def schedule(progress: float, *, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
 
 
+class FixedGates:
+    """The gates that stand at exactly 0 or 1: their logits are infinite, and no step may change them.
+
+    Args:
+        flow: The flow.
+    """
+
+    def __init__(self, flow: Any) -> None:
+        held = [(gates, torch.isinf(gates.detach())) for gates in flow.gate_parameters()]
+        self.held = [(gates, mask) for gates, mask in held if bool(mask.any())]
+
+    def all_of(self, parameter: nn.Parameter) -> bool:
+        """Returns whether every number of a parameter is such a gate."""
+        return any(gates is parameter and bool(mask.all()) for gates, mask in self.held)
+
+    def clear_gradients(self) -> None:
+        """Sets their gradients to zero."""
+        for gates, mask in self.held:
+            if gates.grad is not None:
+                gates.grad.masked_fill_(mask, 0.0)
+
+
+def check_learnable(flow: Any) -> None:
+    """Refuses a flow of which no number would be learned.
+
+    Raises:
+        UserError: It is such a flow.
+    """
+    gates = FixedGates(flow)
+    if not any(parameter.requires_grad and not gates.all_of(parameter) for parameter in flow.parameters()):
+        raise UserError("this flow has nothing to learn: its program has no parameters and it has no backbone")
+
+
 class WeightAverage:
     r"""Exponential average of the weights over the steps (Polyak averaging).
 
     After step t, :math:`a \leftarrow d\, a + (1 - d)\, w` with :math:`d = \min(\text{decay}, (1 + t) / (10 + t))`, so
-    that the start is soon forgotten.
+    that the start is soon forgotten. Infinite weights, such as those of a gate that is fixed, stay as they are.
 
     Args:
         module: The module whose floating-point parameters are averaged.
@@ -57,6 +92,8 @@ class WeightAverage:
         self.steps = 0
         self.parameters = [p for p in module.parameters() if p.requires_grad]
         self.average = [p.detach().clone() for p in self.parameters]
+        pairs = zip(self.parameters, self.average, strict=True)
+        self._infinite = [(p, average) for p, average in pairs if bool(torch.isinf(average).any())]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -66,6 +103,8 @@ class WeightAverage:
         self.steps += 1
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        for parameter, average in self._infinite:
+            average.copy_(torch.where(torch.isinf(parameter), parameter, average))
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from emfc.training.options import read_number, read_share, read_whole
 from emfc.training.progress import EpochRow
 
 __all__ = ["Outcome", "Settings"]
@@ -30,17 +31,19 @@ class Settings:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate", "patience", "gradient_clip"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        if self.steps is not None and not self.steps > 0:
-            raise ValueError(f"steps is {self.steps}; it must be positive")
-        for name in ("gate_factor", "program_factor", "weight_decay", "max_divergences"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+        for name in ("epochs", "batch_size"):
+            read_whole(name, getattr(self, name), 1)
+        if self.steps is not None:
+            read_whole("steps", self.steps, 1)
+        if self.patience != math.inf:
+            read_whole("patience", self.patience, 1)
+        read_whole("max_divergences", self.max_divergences, 0)
+        for name in ("learning_rate", "gradient_clip"):
+            read_number(name, getattr(self, name))
+        for name in ("gate_factor", "program_factor", "weight_decay"):
+            read_number(name, getattr(self, name), zero=True)
         for name in ("warm_up", "averaging", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+            read_share(name, getattr(self, name))
 
 
 @dataclass

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from emfc.training.optimiser import WeightAverage
 
-__all__ = ["Snapshot"]
+__all__ = ["Snapshot", "undone_on_error"]
 
 
 @dataclass
@@ -76,3 +78,18 @@ class Snapshot:
             average_steps,
             memory,
         )
+
+
+@contextmanager
+def undone_on_error(flow: Any) -> Iterator[None]:
+    """Gives a flow that an error leaves before training its parameters and buffers back, as they were."""
+    parameters = [(parameter, parameter.data) for parameter in flow.parameters()]
+    buffers = [(part, name, held) for part in flow.modules() for name, held in part.named_buffers(recurse=False)]
+    try:
+        yield
+    except BaseException:
+        for parameter, held in parameters:
+            parameter.data = held
+        for part, name, held in buffers:
+            setattr(part, name, held)
+        raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from emfc.errors import UserError
-from emfc.training.examples import Examples, check_examples
+from emfc.training.examples import Examples, check_context, check_examples
 
 __all__ = ["VALIDATION", "Drawn", "Given", "Source"]
 
@@ -92,15 +92,24 @@ class Drawn:
         """Draws rows; the same number gives the same ones.
 
         Raises:
-            UserError: If it gives another number of rows.
+            UserError: If it gives another number of rows, or no examples.
         """
         words = np.random.SeedSequence([self.seed, number - VALIDATION, again]).generate_state(1)
         seed = int(words[0]) >> 1
         torch.manual_seed(seed)
         data, context = self.function(n=rows, seed=seed), None
-        if isinstance(data, tuple):
+        if isinstance(data, tuple) and len(data) == 2:
             data, context = data
-        examples = Examples.of(data, context, device=self.device, dtype=self.dtype)
+        if not isinstance(data, (Tensor, Mapping, np.ndarray)):
+            what = f"a tuple of {len(data)}" if isinstance(data, tuple) else f"{type(data).__name__}"
+            raise UserError(
+                "the function of data must return a tensor or a mapping from site name to values, "
+                f"or a tuple of one of these and their contexts, not {what}"
+            )
+        try:
+            examples = Examples.of(data, context, device=self.device, dtype=self.dtype)
+        except UserError as error:
+            raise UserError(f"the function of data gave what cannot be trained on: {error}") from error
         if examples.rows != rows:
             raise UserError(f"the function of data was asked for {rows} rows and gave {examples.rows}")
         return examples
@@ -109,5 +118,7 @@ class Drawn:
         """Packed examples ``[rows, D]`` of an epoch that was begun ``again`` times before, and their contexts."""
         examples = self.draw(self.rows, number, again)
         packed = examples.packed(flow, seed=seed)
-        check_examples(flow, packed, what=f"the data drawn for epoch {number}")
+        when = f" for epoch {number}" if number else ""
+        check_examples(flow, packed, what=f"the data drawn{when}")
+        check_context(flow, examples.context, what=f"the context drawn{when}", from_function=True)
         return packed, examples.context

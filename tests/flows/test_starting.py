@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import constraints
 
 from emfc.flows import EmbeddedModelFlow
-from emfc.flows.starting import fit_program, start_from_data
+from emfc.flows.starting import fit_program, standardise, start_from_data
 from emfc.training import evaluate, fit
 
 
@@ -134,3 +134,28 @@ def test_no_start_leaves_the_flow_as_it_is():
     for normalisation in (flow.noise_normalisation.opened, flow.noise_normalisation.closed, flow.data_normalisation):
         assert torch.equal(normalisation.location, torch.zeros(6))
         assert torch.equal(normalisation.scale, torch.ones(6))
+
+
+def test_gates_come_back_where_the_standardisation_fails():
+    flow = EmbeddedModelFlow(_walk, hidden_features=(8,))
+    before = flow.layer.gate_logits.detach().clone()
+
+    class Failing:
+        def __init__(self, layer):
+            self.layer = layer
+
+        def __getattr__(self, name):
+            return getattr(self.layer, name)
+
+        def __call__(self):
+            if torch.isinf(self.layer.gate_logits).all():
+                raise RuntimeError("no closed gates")
+            return self.layer()
+
+    class Held:
+        preprocess, layer = None, Failing(flow.layer)
+        noise_normalisation, data_normalisation = flow.noise_normalisation, None
+
+    with pytest.raises(RuntimeError, match="no closed gates"):
+        standardise(Held(), _rows(50))
+    assert torch.equal(flow.layer.gate_logits, before)

@@ -211,3 +211,33 @@ def test_a_flow_that_was_trained_already_takes_up_the_start_of_the_folder(tmp_pa
         flow.layer.set_values({"slope": torch.tensor(-0.3)})
     fit(flow, _data(), checkpoint=tmp_path / "run", resume=True, **OPTIONS)
     assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_flow_with_other_normalisation_is_refused_and_left_alone(stored, tmp_path):
+    def flow(normalise: bool) -> EmbeddedModelFlow:
+        return EmbeddedModelFlow(_model, 4, hidden_features=(8,), placement="middle", normalise=normalise)
+
+    fit(flow(stored), _data(), epochs=2, checkpoint=tmp_path / "run")
+    other = flow(not stored)
+    before = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(UserError, match="holds the training of another flow"):
+        fit(other, _data(), epochs=4, checkpoint=tmp_path / "run", resume=True)
+    assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
+
+
+def test_gates_that_are_fixed_go_on_fixed(tmp_path):
+    def flow(gates: float | None) -> EmbeddedModelFlow:
+        made = _flow()
+        if gates is not None:
+            made.layer.set_gates(gates)
+        return made
+
+    whole = fit(flow(1.0), _data(), **OPTIONS)
+    with pytest.raises(SystemExit):
+        fit(flow(1.0), _data(), checkpoint=tmp_path / "run", progress=_Killed(5), **OPTIONS)
+    with pytest.raises(UserError, match="holds the training of another flow"):
+        fit(flow(None), _data(), checkpoint=tmp_path / "run", resume=True, **OPTIONS)
+    resumed = fit(flow(1.0), _data(), checkpoint=tmp_path / "run", resume=True, **OPTIONS)
+    assert resumed.best_validation_nll == pytest.approx(whole.best_validation_nll, rel=1e-9)
+    assert torch.equal(resumed.flow.layer.gate_logits, torch.full((4,), math.inf))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
@@ -309,3 +311,114 @@ def test_gates_have_their_own_rate_and_no_decay():
     assert found[id(flow.layer.slope)] == (2.0, 0.0)
     weight = next(p for p in flow.backbone_parameters() if p.ndim == 2)
     assert found[id(weight)] == (1.0, 0.1)
+
+
+def _walk():
+    slope = pyro.param("slope", lambda: torch.tensor(0.5))
+    value = torch.zeros(())
+    for step in range(DIM):
+        value = pyro.sample(f"x_{step}", dist.Normal(slope * value, 1.0))
+
+
+def _changed(flow, before) -> list[str]:
+    held = flow.state_dict()
+    return [
+        name for name, value in before.items() if not torch.equal(value, held[name]) or value.dtype != held[name].dtype
+    ]
+
+
+@pytest.mark.parametrize("at", ["validation", "context", "width", "empty"])
+def test_a_refused_fit_leaves_the_flow_as_it_was(at):
+    flow = EmbeddedModelFlow(_walk, hidden_features=(8,), placement="middle", context_features=2 * (at == "context"))
+    flow = flow.double()
+    before = {name: value.clone() for name, value in flow.state_dict().items()}
+    wrong = _data(20)
+    wrong[3, 1] = math.nan
+    options = {
+        "validation": {"validation": wrong},
+        "context": {"context": torch.full((400, 2), math.nan)},
+        "width": {"validation": wrong[:, 1:]},
+        "empty": {"validation": wrong[:0]},
+    }[at]
+    with pytest.raises(UserError):
+        fit(flow, _data(), dtype=torch.float32, **options)
+    assert _changed(flow, before) == []
+    assert flow.noise_reference.dtype == torch.float64
+
+
+@pytest.mark.parametrize("gate", ["site", "element"])
+@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize("placement", ["top", "middle", "bottom"])
+def test_gates_at_their_ends_stay_while_the_rest_is_trained(gate, value, placement):
+    flow = EmbeddedModelFlow(_walk, hidden_features=(8,), placement=placement, gate=gate)
+    flow.layer.set_gates(value)
+    result = fit(flow, _data(), epochs=3)
+    assert result.diverged == 0
+    assert result.best_epoch > 0
+    assert torch.equal(flow.layer._element_gates(), torch.full((DIM,), value))
+    assert all(torch.isfinite(parameter).all() for parameter in flow.backbone_parameters())
+
+
+def test_only_the_gates_at_their_ends_stay():
+    flow = EmbeddedModelFlow(_walk, hidden_features=(8,))
+    with torch.no_grad():
+        flow.layer.gate_logits[:2] = torch.tensor([math.inf, -math.inf])
+    open_before = flow.layer.gate_logits[2:].detach().clone()
+    assert fit(flow, _data(), epochs=3).diverged == 0
+    assert flow.layer.gate_logits[:2].tolist() == [math.inf, -math.inf]
+    assert torch.isfinite(flow.layer.gate_logits[2:]).all()
+    assert not torch.equal(flow.layer.gate_logits[2:], open_before)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"steps": "10"},
+        {"steps": 1.5},
+        {"steps": True},
+        {"rows": "10"},
+        {"rows": None},
+        {"rows": math.nan},
+        {"epochs": "2"},
+        {"epochs": 1.5},
+        {"batch_size": 1.5},
+        {"batch_size": 0},
+        {"seed": "a"},
+        {"start": "no"},
+        {"resume": 1},
+        {"patience": 0},
+        {"learning_rate": "fast"},
+        {"learning_rate": math.nan},
+        {"max_divergences": 1.5},
+        {"dropout": "x"},
+        {"averaging": None},
+        {"checkpoint_every": -1},
+        {"validation_fraction": "half"},
+    ],
+    ids=str,
+)
+def test_an_option_of_no_meaning_is_refused_in_a_sentence(option):
+    ((name, _),) = option.items()
+    with pytest.raises(UserError, match=f"^{name} is .*; it must "):
+        fit(_flow(), _data(), **option)
+
+
+def test_contexts_are_checked_before_training():
+    flow = _flow(context_features=2)
+    context = torch.zeros(400, 2)
+    with pytest.raises(UserError, match="the context is missing"):
+        fit(flow, _data())
+    with pytest.raises(UserError, match="table of 2 features a row"):
+        fit(flow, _data(), context=context[:, :1])
+    with pytest.raises(UserError, match="the validation context is missing"):
+        fit(flow, _data(), context=context, validation=_data(20))
+    with pytest.raises(UserError, match="has no context"):
+        fit(_flow(), _data(), context=context)
+    context[17, 1] = math.nan
+    with pytest.raises(UserError, match="the context holds missing or infinite values in row 17;"):
+        fit(flow, _data(), context=context)
+
+
+def test_data_that_are_none_are_told():
+    with pytest.raises(UserError, match="cannot be made of None"):
+        fit(_flow(), None)

@@ -132,3 +132,43 @@ def test_an_epoch_that_is_done_again_draws_other_rows():
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(source.draw(5, VALIDATION).data["x"], first)
+
+
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (lambda rows: iter(rows), "not generator|iterator"),
+        (lambda rows: None, "not NoneType"),
+        (lambda rows: (rows, rows, rows), "not a tuple of 3"),
+        (lambda rows: [rows, rows[:, :1]], "not list"),
+        (lambda rows: {"x": None}, "cannot be made of None"),
+    ],
+)
+def test_what_a_function_must_return_is_told(given, what):
+    with pytest.raises(UserError, match=f"the function of data .*({what})"):
+        fit(_flow(), lambda n, seed: given(torch.zeros(n, DIM)), rows=100)
+
+
+def test_a_function_for_a_conditional_flow_must_return_a_pair():
+    flow = _flow(context_features=2)
+    for wrong in (lambda n: torch.zeros(n, DIM), lambda n: (torch.zeros(n, DIM), torch.zeros(n, 1))):
+        with pytest.raises(UserError, match="must return a pair"):
+            fit(flow, lambda n, seed, wrong=wrong: wrong(n), rows=100)
+    with pytest.raises(UserError, match=r"the context drawn .* rows 0, 1"):
+        fit(flow, lambda n, seed: (torch.zeros(n, DIM), torch.full((n, 2), math.nan)), rows=100)
+
+
+def test_before_training_no_epoch_is_named():
+    with pytest.raises(UserError, match=r"^the data drawn must have 3 elements"):
+        fit(_flow(), lambda n, seed: torch.zeros(n, DIM + 1), rows=100)
+
+
+def test_any_whole_number_is_a_seed():
+    assert fit(_flow(), Simulator(), rows=50, epochs=1, seed=-1).epochs == 1
+
+
+def test_a_training_that_did_all_its_steps_ended_with_them():
+    result = fit(_flow(), Simulator(), rows=100, steps=1, learning_rate=1e-9, averaging=0.0, start=False, warm_up=0.0)
+    assert result.stopped == "epochs"
+    result = fit(_flow(), Simulator(), rows=100, epochs=3, patience=1, learning_rate=1e-30, averaging=0.0)
+    assert result.stopped == "patience"
