@@ -20,6 +20,7 @@ __all__ = ["draw_examples", "draw_series", "draw_training_curves", "series_of"]
 
 MOST_PANELS = 6
 MOST_NAMED = 16
+MARGIN = 0.25
 OTHERS = "other elements"
 COLOURS = (DATA_COLOUR, SAMPLE_COLOUR, "#5f8f5a", "#8a6bb1", "#b8912f", "#4f9a9a")
 
@@ -126,6 +127,7 @@ def draw_series(
     sites: Mapping[str, tuple[int, ...]],
     *,
     most: int = 60,
+    frame: Tensor | None = None,
 ) -> None:
     """Draw bundles of time series side by side, such as data and samples; one row of axes for each series.
 
@@ -134,6 +136,7 @@ def draw_series(
         panels: Title of each bundle and its examples, shape ``[rows, D]``.
         sites: Shape of each site, in the order of the example.
         most: Examples drawn of each bundle.
+        frame: Examples ``[rows, D]`` whose range the axes keep to, with a margin; by default they show everything.
 
     Raises:
         UserError: The picture cannot be written.
@@ -159,6 +162,8 @@ def draw_series(
                 axes.plot(lines.T, joined, color=colour, linewidth=0.7, alpha=0.45, marker=marker, markersize=3)
             axes.set_title(f"{title}: {name}", fontsize=9)
             _tidy(axes)
+        if frame is not None:
+            row[0].set_ylim(*_limits(frame[:, positions]))
     if left:
         figure.supxlabel(f"{left} more series are not drawn", fontsize=8)
     save_figure(figure, path)
@@ -168,6 +173,8 @@ def draw_examples(
     path: str | os.PathLike[str],
     panels: Mapping[str, Tensor],
     sites: Mapping[str, tuple[int, ...]],
+    *,
+    frame: Tensor | None = None,
 ) -> None:
     """Draw examples that are no images: histograms for D = 1, points for D = 2, bundles of series otherwise.
 
@@ -175,13 +182,14 @@ def draw_examples(
         path: The picture's file.
         panels: Title of each group and its examples, shape ``[rows, D]``.
         sites: Shape of each site, in the order of the example.
+        frame: Examples ``[rows, D]`` whose range the axes keep to, with a margin; by default they show everything.
 
     Raises:
         UserError: The picture cannot be written.
     """
     dim = next(iter(panels.values())).shape[-1]
     if dim > 2:
-        draw_series(path, panels, sites)
+        draw_series(path, panels, sites, frame=frame)
         return
     figure = new_figure(4.0 * len(panels), 3.8)
     grid = figure.subplots(1, len(panels), squeeze=False, sharex=True, sharey=dim == 2)[0]
@@ -194,7 +202,18 @@ def draw_examples(
             axes.plot(values[:, 0], values[:, 1], ".", color=colour, markersize=2, alpha=0.5)
         axes.set_title(title, fontsize=10)
         _tidy(axes)
+    if frame is not None:
+        grid[0].set_xlim(*_limits(frame[:, 0]))
+        if dim == 2:
+            grid[0].set_ylim(*_limits(frame[:, 1]))
     save_figure(figure, path)
+
+
+def _limits(values: Tensor) -> tuple[float, float]:
+    """Range of the values, with a margin."""
+    low, high = float(values.min()), float(values.max())
+    margin = MARGIN * (high - low) or 0.5
+    return low - margin, high + margin
 
 
 def _best(losses: Sequence[float]) -> int | None:

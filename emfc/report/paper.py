@@ -62,6 +62,9 @@ def draw_gates(
             marker = "." if len(gates) < 40 else None
             axes.plot(range(len(gates)), gates, color=SAMPLE_COLOUR, alpha=0.6, linewidth=1.0, marker=marker)
         axes.set_ylim(-0.04, 1.04)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        if max(map(len, trainings), default=1) < 2:
+            axes.set_xlim(-0.5, 0.5)
         _tidy(axes)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)

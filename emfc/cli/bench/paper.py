@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +16,9 @@ from emfc.cli.options import DtypeName, DtypeOption, JsonOption, SeedOption, rea
 from emfc.errors import UserError
 
 __all__ = ["bench_paper", "register"]
+
+NEAR = 0.7
+"""From this likeness on, a name that is known is suggested in place of one that isn't."""
 
 
 def register(app: typer.Typer) -> None:
@@ -113,7 +118,7 @@ def bench_paper(
     options = Options(
         studies=_names(study, STUDIES, what="the study"),
         tasks=None if tasks is None else _names(tasks, list(TASKS), what="the task"),
-        rows=None if rows is None else tuple(word.strip() for word in rows.split(",")),
+        rows=None if rows is None else _words(rows, what="the row"),
         seeds=seeds,
         first_seed=_small(seed, seeds),
         steps=steps,
@@ -131,20 +136,46 @@ def bench_paper(
         file=images,
     )
     _check_outputs(output or [], pictures)
-    planned, missing = plan(options)
-    kept = kept_cells(keep)
-    results = run_plan(
-        planned, missing, kept, keep=keep, processes=processes, samples=pictures is not None, cost=cost, show=_shown
-    )
-    drawn = {} if pictures is None else _draw(results, pictures)
-    _show(results, as_json=as_json)
-    _write(results, output or [], drawn)
+    try:
+        planned, missing = plan(options)
+        results = run_plan(
+            planned,
+            missing,
+            kept_cells(keep),
+            keep=keep,
+            processes=processes,
+            samples=pictures is not None,
+            cost=cost,
+            show=partial(_show, as_json=as_json),
+        )
+        _show(results, as_json=as_json)
+        _write(results, output or [], {} if pictures is None else _draw(results, pictures))
+    except KeyboardInterrupt as error:
+        raise error if error.args else KeyboardInterrupt(_told_interruption(keep)) from None
+
+
+def _told_interruption(keep: Path | None) -> str:
+    """What is left of a run that Ctrl-C ended where no cell was being measured."""
+    if keep is None:
+        return "interrupted before all was written; no cell is kept; give a file with --keep"
+    held = f"the cells that are done are kept in {keep}" if keep.is_file() else "no cell is kept"
+    return f"interrupted before all was written; {held}"
+
+
+def _words(text: str, *, what: str) -> tuple[str, ...]:
+    given = [word.strip() for word in text.split(",")]
+    if not all(given):
+        raise UserError(f"{what} is empty in {text!r}; write names with a comma between")
+    return tuple(dict.fromkeys(given))
 
 
 def _names(text: str, known: Sequence[str], *, what: str) -> tuple[str, ...]:
-    given = [word.strip() for word in text.split(",")]
+    given = _words(text, what=what)
+    for name in given:
+        if name not in known and not difflib.get_close_matches(name, known, n=1, cutoff=NEAR):
+            raise UserError(f"{what} {name!r} is unknown; it takes {', '.join(known)}")
     require_named(given, list(known), what=what)
-    return tuple(dict.fromkeys(given))
+    return given
 
 
 def _small(seed: int, seeds: int) -> int:
@@ -177,11 +208,6 @@ def _check_outputs(outputs: Sequence[Path], pictures: Path | None) -> None:
     except OSError as error:
         raise UserError(f"cannot make the folder {pictures}: {error.strerror}") from error
     check_target(pictures / "picture.png")
-
-
-def _shown(results: Any) -> None:
-    """The tables of a run that was interrupted."""
-    _show(results, as_json=False)
 
 
 def _show(results: Any, *, as_json: bool) -> None:

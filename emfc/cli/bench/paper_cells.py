@@ -24,6 +24,7 @@ SAMPLE_SEED = 4_100_000_000
 SAMPLES = {"series": 48, "plane": 2_000, "blocks": 8, "images": 25}
 DIGITS = 4
 ROOMS = ("special", "transforms", "distributions", "program", "passes", "layers", "flows", "training", "data")
+PARTS = ("tasks", "training", "rows")
 AT_ONCE = 2_000
 
 
@@ -50,6 +51,7 @@ class Request:
         dtype: Floating-point type.
         source: Digest of the task's program file, and of the file of data.
         file: The user's file of data.
+        settings: What the task and the program are called with, and the program's start; empty where all is default.
         models: The folder of the programs; it doesn't count for the identity.
     """
 
@@ -71,6 +73,7 @@ class Request:
     dtype: str
     source: str
     file: str | None = None
+    settings: str = ""
     models: str = ""
 
     @property
@@ -286,7 +289,8 @@ def _numbers(value: Tensor) -> list[float]:
 def code_digest() -> str:
     """A short digest of the code of emfc that figures come from, as it was when this process began to measure."""
     total = hashlib.sha256()
-    for room in ROOMS:
-        for path in sorted((Path(__file__).resolve().parents[2] / room).glob("*.py")):
-            total.update(path.read_bytes())
+    here = Path(__file__).resolve().parent
+    rooms = [path for room in ROOMS for path in sorted((here.parents[1] / room).glob("*.py"))]
+    for path in [*rooms, *(here / f"paper_{part}.py" for part in PARTS)]:
+        total.update(path.read_bytes())
     return total.hexdigest()[:12]

@@ -51,6 +51,9 @@ def step_cost(request: Request, task: PaperTask, *, gated: str = "gemf-t", budge
         task: The task.
         gated: Kind of the gated flow.
         budget: Seconds that this may take, about.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
     """
     from emfc.cli.bench.measure import one_thread, ratio
     from emfc.cli.options import numeric_defaults
@@ -72,7 +75,13 @@ def _training(graph: Any, kind: str, size: FlowSize, request: Request, fixed: di
 
     flow, _ = build_flow(graph, KINDS[kind], size, seed=request.seed)
     flow.start_from_data(flow.pack(fixed["data"]))
-    return lambda: fit(flow, **fixed, steps=STEPS, batch_size=request.batch, start=False, seed=request.seed)
+
+    def train() -> None:
+        result = fit(flow, **fixed, steps=STEPS, batch_size=request.batch, start=False, seed=request.seed)
+        if result.interrupted:
+            raise KeyboardInterrupt
+
+    return train
 
 
 def cost_goals(costs: Sequence[StepCost]) -> list[Reached]:

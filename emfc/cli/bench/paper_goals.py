@@ -32,7 +32,7 @@ class PaperGoal:
         bare: Whether the program alone counts too.
         against: Kind of the flow of a difference.
         errors: Standard errors of the difference that are added to it.
-        steps: Steps of the training that it speaks of; None for any.
+        steps: Least steps of the training that it speaks of; None for any.
         minutes: Minutes of it.
         protocol: Its protocol.
         splines: Whether flows on splines count.
@@ -61,7 +61,7 @@ class PaperGoal:
             apart = f"difference to {KINDS[self.against].title}"
             words.append(apart + (f" and {self.errors:g} standard errors" if self.errors else ""))
         if self.steps is not None:
-            words.append(f"{self.steps:,} steps")
+            words.append(f"{self.steps:,} steps or more")
         if self.minutes is not None:
             words.append(f"{self.minutes:g} minutes")
         if self.protocol is not None:
@@ -147,9 +147,13 @@ def _speaks_of(goal: PaperGoal, summary: Summary) -> bool:
         and summary.row.program in goal.programs
         and chosen
         and (goal.bare or kind.embedded)
-        and (goal.steps is None or (request.steps == goal.steps and request.batch == BATCH))
+        and (goal.steps is None or _long_enough(request, goal.steps))
         and (goal.minutes is None or request.minutes == goal.minutes)
     )
+
+
+def _long_enough(request: Request, steps: int) -> bool:
+    return request.steps is not None and request.steps >= steps and request.batch == BATCH
 
 
 def _value(goal: PaperGoal, summary: Summary, found: Sequence[Summary]) -> float | None:

@@ -22,7 +22,6 @@ from emfc.report.paper import draw_gates, draw_learning_curves
 __all__ = ["draw_pictures"]
 
 ENDING = ".png"
-MARGIN = 0.25
 RIGHT = "right"
 ACROSS, IMAGES_OF_BLOCK = 5, 10
 
@@ -66,10 +65,8 @@ def _draw_samples(path: Path, rows: Sequence[Summary], task: PaperTask) -> bool:
     request = next(iter(chosen.values())).request
     data, sites = _data(request, task)
     panels = {"data": data}
-    low, high = data.min(0).values, data.max(0).values
-    edge = MARGIN * (high - low)
     for title, cell in chosen.items():
-        panels[title] = torch.tensor(cell.samples).clamp(low - edge, high + edge)
+        panels[title] = torch.tensor(cell.samples)
     if task.picture == "blocks" and task.image is not None:
         height, width = task.image
         shown = slice(IMAGES_OF_BLOCK * height * width)
@@ -82,7 +79,7 @@ def _draw_samples(path: Path, rows: Sequence[Summary], task: PaperTask) -> bool:
         levels = {title: values.sigmoid() for title, values in panels.items()}
         draw_image_panels(path, levels, shape=task.image, across=5, down=5, title=task.title)
     else:
-        draw_examples(path, panels, sites)
+        draw_examples(path, panels, sites, frame=data)
     return True
 
 

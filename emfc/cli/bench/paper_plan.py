@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,8 +80,10 @@ def plan(options: Options) -> tuple[dict[str, list[Request]], list[str]]:
     Raises:
         UserError: A row is unknown, or nothing is left to measure.
     """
+    _require_programs(options)
     planned: dict[str, list[Request]] = {}
     missing: list[str] = []
+    reasons: list[str] = []
     for study in options.studies:
         tasks = [TASKS[key] for key in options.tasks or _tasks_of(study)]
         chosen = []
@@ -88,15 +91,28 @@ def plan(options: Options) -> tuple[dict[str, list[Request]], list[str]]:
             reason = _why_not(task, study, options)
             if reason is None:
                 chosen.append((task, _rows_of(task, study, options.rows)))
-            elif options.tasks is not None or task.needs_file:
-                missing.append(f"{task.title}: {reason}")
+                continue
+            reasons.append(f"{task.title}: {reason}")
+            if options.tasks is not None or task.needs_file:
+                missing.append(reasons[-1])
         requests = [request for task, rows in chosen for request in _requests(task, rows, study, options)]
         planned[study] = sorted(requests, key=lambda request: request.seed)
-    if options.rows is not None and not any(planned.values()) and not missing:
-        raise UserError(f"no task that was asked for has the program of the rows {', '.join(options.rows)}")
     if not any(planned.values()):
-        raise UserError(f"nothing can be measured: {missing[-1]}")
+        raise UserError(f"nothing can be measured: {(missing or reasons)[-1]}")
     return planned, list(dict.fromkeys(missing))
+
+
+def _require_programs(options: Options) -> None:
+    """Refuse a row with a program that no task has which was asked for."""
+    asked = dict.fromkeys(key for study in options.studies for key in options.tasks or _tasks_of(study))
+    known = list(dict.fromkeys(program for key in asked for program in TASKS[key].programs))
+    for row in options.rows or ():
+        _, colon, program = row.partition(":")
+        if colon and program not in known and KINDS.get(row.partition(":")[0], KINDS[BASELINE]).placement is not None:
+            raise UserError(
+                f"no task that was asked for has the program {program!r} of the row {row!r}; known here are "
+                f"{', '.join(known)}"
+            )
 
 
 def _tasks_of(study: str) -> Sequence[str]:
@@ -136,6 +152,18 @@ def _with_wrong(row: str, task: PaperTask) -> list[str]:
     return [f"{row}:{key}" for key in task.wrong_programs]
 
 
+def _settings(task: PaperTask, row: Row, supports: str) -> str:
+    """What the task and the program are called with, and where the program starts; empty where all is default."""
+    program = task.programs[row.program or supports]
+    held = {
+        "task": dict(task.settings),
+        "program": dict(program.settings),
+        "start": None if row.program is None else program.start,
+    }
+    chosen = {name: value for name, value in held.items() if value}
+    return json.dumps(chosen, sort_keys=True, default=str) if chosen else ""
+
+
 def _requests(task: PaperTask, rows: Sequence[Row], study: str, options: Options) -> Iterator[Request]:
     first = next(iter(task.programs))
     supports = (task.wrong_supports or first) if study == "wrong" else first
@@ -165,6 +193,7 @@ def _requests(task: PaperTask, rows: Sequence[Row], study: str, options: Options
                         test_rows=options.test_rows or task.test_rows,
                         dtype=options.dtype,
                         source=source,
+                        settings=_settings(task, row, supports),
                         file=str(others[0]) if others else None,
                         models=str(options.models),
                     )

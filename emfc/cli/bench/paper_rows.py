@@ -43,6 +43,11 @@ class Kind:
         """Whether a program stands among learned layers."""
         return self.backbone is not None and self.placement is not None
 
+    @property
+    def matched(self) -> bool:
+        """Whether its number of parameters is brought near to that of the baseline."""
+        return self.backbone is not None and not self.more and self != KINDS[BASELINE]
+
 
 def _kinds() -> dict[str, Kind]:
     kinds = {"maf": Kind("MAF", "maf"), "maf-l": Kind("MAF-L", "maf", more=1), "nsf": Kind("NSF", "nsf")}

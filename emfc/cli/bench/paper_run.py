@@ -12,7 +12,7 @@ from emfc.cli.bench.paper_cost import step_cost
 from emfc.cli.bench.paper_keep import keep_cell
 from emfc.cli.bench.paper_table import Results, told_request
 from emfc.cli.bench.paper_tasks import TASKS
-from emfc.cli.bench.paper_workers import run_cells
+from emfc.cli.bench.paper_workers import reason, run_cells
 from emfc.cli.console import say
 from emfc.errors import UserError
 
@@ -80,13 +80,16 @@ def run_plan(
                 keep_cell(keep, found)
                 say(f"{told}: {found.nll:.3f} nats, {found.steps:,} steps in {found.seconds:.0f} s")
         if cost:
-            results.costs = _costs(planned)
+            _time_steps(results, planned)
     except KeyboardInterrupt:
+        if not done:
+            raise KeyboardInterrupt("interrupted before a cell was done; nothing was kept") from None
         _gather(results, planned, done)
-        if done:
-            show(results)
-        where = "kept nowhere but above; give a file with --keep" if keep is None else f"kept in {keep}"
-        raise KeyboardInterrupt(f"interrupted; {len(done)} of {len(wanted)} cells are {where}") from None
+        told = f"interrupted; {len(done)} of {len(wanted)} cells are"
+        results.missing.append(f"{told} measured")
+        show(results)
+        where = "shown but kept nowhere; give a file with --keep" if keep is None else f"kept in {keep}"
+        raise KeyboardInterrupt(f"{told} {where}") from None
     _gather(results, planned, done)
     others = len({cell.code for cell in done.values()} - {code_digest()})
     if others:
@@ -111,10 +114,16 @@ def _drawing(planned: Mapping[str, Sequence[Request]]) -> set[Identity]:
     return {request.identity for request in requests if request.seed == first}
 
 
-def _costs(planned: Mapping[str, Sequence[Request]]) -> list[Any]:
-    found = []
+def _time_steps(results: Results, planned: Mapping[str, Sequence[Request]]) -> None:
+    """Time training steps of each task; one that fails is told, and the others go on."""
     for key in dict.fromkeys(request.task for requests in planned.values() for request in requests):
         request = next(held for requests in planned.values() for held in requests if held.task == key)
-        found.append(step_cost(request, TASKS[key]))
-        say(f"{TASKS[key].title}: a training step of GEMF-T takes {found[-1].ratio:.2f} times that of MAF")
-    return found
+        title = TASKS[key].title
+        try:
+            found = step_cost(request, TASKS[key])
+        except Exception as error:
+            results.missing.append(f"{title}, the time of a training step: {reason(error)}")
+            say(results.missing[-1])
+            continue
+        results.costs.append(found)
+        say(f"{title}: a training step of GEMF-T takes {found.ratio:.2f} times that of MAF")

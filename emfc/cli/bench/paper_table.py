@@ -11,7 +11,7 @@ from typing import Any
 from emfc.cli.bench.paper_cells import Cell, Request
 from emfc.cli.bench.paper_cost import StepCost, cost_goals
 from emfc.cli.bench.paper_goals import Reached, reached, reached_when_wrong
-from emfc.cli.bench.paper_rows import row_title
+from emfc.cli.bench.paper_rows import KINDS, row_title
 from emfc.cli.bench.paper_summary import Estimate, Group, Summary, summaries
 from emfc.cli.bench.paper_tasks import TASKS
 
@@ -139,7 +139,7 @@ def goal_rows(goals: Sequence[Reached]) -> list[list[str]]:
 
 def as_markdown(results: Results) -> str:
     """The same as a page of Markdown."""
-    parts = [f"# The paper's experiments\n\n{TOLD}\n"]
+    parts = [f"# The paper's experiments\n\n{TOLD.format(matched=_matched(results))}\n"]
     for study, cells in results.cells.items():
         parts.append(f"\n## {STUDIES[study]}\n")
         if study == "few":
@@ -193,9 +193,23 @@ TOLD = """Written by `emfc bench paper`. Negative log likelihoods (NLL) are in n
 examples, as means and standard errors over seeds; lower is better. *Less MAF* is the paired difference to MAF, which
 has the same training and test examples in each seed. *Above best* is less the value of the process that the data come
 from, on the same test examples where its density is known. *Gates* are the least, the mean and the largest. All flows
-have the same activation; all but MAF-L and the program alone have MAF's number of parameters within 2 %, by the width
-of their hidden layers. Times are of training, on one thread. Goals of NLL are held against the best possible plus
+have the same activation. All but MAF-L and the program alone have the width of hidden layers whose number of parameters
+is nearest to MAF's{matched}. Times are of training, on one thread. Goals of NLL are held against the best possible plus
 *above best*, which has the same mean and less noise."""
+
+
+def _matched(results: Results) -> str:
+    """The largest difference of the numbers of parameters that are matched, in words; nothing where none is."""
+    apart = [
+        (abs(cell.parameters / cell.baseline_parameters - 1), told_row(cell.request))
+        for cells in results.cells.values()
+        for cell in cells
+        if KINDS[cell.request.kind].matched
+    ]
+    if not apart:
+        return ""
+    most, row = max(apart, key=lambda pair: pair[0])
+    return f"; the largest difference is {100 * most:.2g} % ({row})" if most else "; here all have the same number"
 
 
 def _about(found: Sequence[Summary]) -> str:

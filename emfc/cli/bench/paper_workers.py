@@ -17,7 +17,7 @@ from emfc.cli.bench.paper_cells import Cell, Request, measure_cell
 from emfc.errors import UserError
 from emfc.program.errors import CompileError
 
-__all__ = ["Failure", "run_cells"]
+__all__ = ["Failure", "reason", "run_cells"]
 
 Failure = str
 """Why a cell has no figures, in one sentence."""
@@ -52,11 +52,15 @@ def run_cells(
 def _attempt(measure: Measure, request: Request, samples: bool) -> Cell | Failure:
     try:
         return measure(request, samples=samples)
-    except (CompileError, UserError) as error:
-        return str(error)
     except Exception as error:
-        text = " ".join(str(error).split())
-        return f"a fault of emfc itself: {type(error).__name__}: {text}"
+        return reason(error)
+
+
+def reason(error: Exception) -> Failure:
+    """Why something failed, in one sentence."""
+    if isinstance(error, CompileError | UserError):
+        return str(error)
+    return f"a fault of emfc itself: {type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class _Worker:
