@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 COVERAGE := --cov --cov-report=term --cov-fail-under=90
 LAWS := tests/transforms tests/test_every_family.py tests/test_laws.py tests/test_layers_on_corpus.py tests/program/test_corpus.py \
 	tests/layers/test_emit.py tests/layers/test_drawing.py tests/layers/test_recurrent.py tests/passes/test_recurrences.py \
-	tests/inference/test_guide.py
+	tests/inference/test_guide.py tests/models tests/flows/test_inversion.py
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint format bench accuracy pictures docs clean
