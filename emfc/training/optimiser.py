@@ -12,6 +12,9 @@ from emfc.errors import UserError
 
 __all__ = ["FixedGates", "WeightAverage", "check_learnable", "make_optimiser", "schedule"]
 
+_FUSED = {"cpu", "cuda"}
+"""Devices on which one kernel makes the whole step."""
+
 
 def make_optimiser(
     flow: Any, *, learning_rate: float, weight_decay: float, gate_factor: float, program_factor: float
@@ -21,13 +24,15 @@ def make_optimiser(
     Matrices of the learned layers decay; their biases, the program's parameters and the gates do not.
     """
     backbone = [p for p in flow.backbone_parameters() if p.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [p for p in backbone if p.ndim >= 2], "weight_decay": weight_decay, "factor": 1.0},
         {"params": [p for p in backbone if p.ndim < 2], "weight_decay": 0.0, "factor": 1.0},
         {"params": list(flow.program_parameters()), "weight_decay": 0.0, "factor": program_factor},
         {"params": list(flow.gate_parameters()), "weight_decay": 0.0, "factor": gate_factor},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=learning_rate)
+    groups = [group for group in groups if group["params"]]
+    devices = {parameter.device.type for group in groups for parameter in group["params"]}
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=devices <= _FUSED or None)
 
 
 def schedule(progress: float, *, warm_up: float) -> float:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from emfc.cli.bench import inference, paper
+from emfc.cli.bench import inference, paper, paper_report
 from emfc.cli.options import DtypeName, DtypeOption, JsonOption, SeedOption, numeric_defaults, require_named
 from emfc.errors import UserError
 
@@ -18,11 +18,12 @@ QUICK_STEPS, QUICK_BATCHES, QUICK_BUDGET = "30,300", "100", 0.3
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to the application, and ``inference`` and ``paper`` under it."""
+    """Add the command to the application, with ``inference``, ``paper`` and ``paper-report`` under it."""
     group = typer.Typer(rich_markup_mode=None)
     group.callback(invoke_without_command=True, epilog="Example: emfc bench --programs brownian,lorenz --quick")(bench)
     inference.register(group)
     paper.register(group)
+    paper_report.register(group)
     app.add_typer(group, name="bench")
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import json
-import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -101,6 +99,7 @@ def bench_paper(
     """Measure flows with and without programs on the tasks of the paper."""
     from emfc.cli.bench.inference_references import find_models
     from emfc.cli.bench.paper_keep import kept_cells
+    from emfc.cli.bench.paper_output import check_outputs, show_results, write_results
     from emfc.cli.bench.paper_plan import SIZES, STUDIES, Options, plan
     from emfc.cli.bench.paper_run import run_plan
     from emfc.cli.bench.paper_tasks import TASKS
@@ -135,7 +134,7 @@ def bench_paper(
         models=find_models(models),
         file=images,
     )
-    _check_outputs(output or [], pictures)
+    check_outputs(output or [], pictures)
     try:
         planned, missing = plan(options)
         results = run_plan(
@@ -146,10 +145,10 @@ def bench_paper(
             processes=processes,
             samples=pictures is not None,
             cost=cost,
-            show=partial(_show, as_json=as_json),
+            show=partial(show_results, as_json=as_json),
         )
-        _show(results, as_json=as_json)
-        _write(results, output or [], {} if pictures is None else _draw(results, pictures))
+        show_results(results, as_json=as_json)
+        write_results(results, output or [], pictures)
     except KeyboardInterrupt as error:
         raise error if error.args else KeyboardInterrupt(_told_interruption(keep)) from None
 
@@ -192,70 +191,3 @@ def _sizes(text: str) -> tuple[int, ...]:
     if min(sizes) < 20:
         raise UserError(f"--sizes needs at least 20 examples; it was given {text!r}")
     return tuple(dict.fromkeys(sizes))
-
-
-def _check_outputs(outputs: Sequence[Path], pictures: Path | None) -> None:
-    from emfc.data.atomic import check_target
-
-    for target in outputs:
-        if target.suffix.lower() not in (".md", ".json"):
-            raise UserError(f"cannot write {target}: the ending must be .md or .json")
-        check_target(target)
-    if pictures is None:
-        return
-    try:
-        pictures.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make the folder {pictures}: {error.strerror}") from error
-    check_target(pictures / "picture.png")
-
-
-def _show(results: Any, *, as_json: bool) -> None:
-    from emfc.cli.bench.paper_table import COLUMNS, GOAL_COLUMNS, as_document, goal_rows, table_rows, tables, told_group
-    from emfc.cli.console import print_json, print_table
-
-    if as_json:
-        print_json(as_document(results))
-        return
-    sides = ("left", *("right",) * (len(COLUMNS) - 1))
-    for cells in results.cells.values():
-        for group, found in tables(cells).items():
-            print_table(list(zip(COLUMNS, sides, strict=True)), table_rows(found), title=told_group(group))
-    goals = goal_rows(results.goals)
-    if goals:
-        sides = ("left", "left", "right", "right", "left", "left")
-        print_table(list(zip(GOAL_COLUMNS, sides, strict=True)), goals, title="Goals")
-
-
-def _draw(results: Any, folder: Path) -> dict[str, dict[str, Path]]:
-    from emfc.cli.bench.paper_pictures import draw_pictures
-    from emfc.cli.console import say
-
-    drawn = draw_pictures(results.cells, folder)
-    for paths in drawn.values():
-        for path in paths.values():
-            say(f"wrote {path}")
-    return drawn
-
-
-def _write(results: Any, outputs: Sequence[Path], drawn: dict[str, dict[str, Path]]) -> None:
-    from emfc.cli.bench.paper_table import as_document, as_markdown
-    from emfc.cli.console import finite_or_none, say
-    from emfc.data.atomic import write_text
-
-    for target in outputs:
-        if target.suffix.lower() == ".md":
-            beside = target.resolve().parent
-            results.pictures = {
-                study: {title: _relative(path, beside) for title, path in paths.items()}
-                for study, paths in drawn.items()
-            }
-            text = as_markdown(results)
-        else:
-            text = json.dumps(finite_or_none(as_document(results)), indent=2) + "\n"
-        write_text(target, text)
-        say(f"wrote {target}")
-
-
-def _relative(path: Path, folder: Path) -> str:
-    return Path(os.path.relpath(path.resolve(), folder)).as_posix()

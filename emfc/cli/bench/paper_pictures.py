@@ -48,12 +48,14 @@ def draw_pictures(cells: Mapping[str, Sequence[Cell]], folder: Path) -> dict[str
                 found["Learning curves"] = path
             continue
         for group, rows in tables(held).items():
-            stem = "-".join(word for word in ("paper", *group[:2], "" if study == "main" else study) if word)
+            rate = group.recipe.learning_rate
+            words = ("paper", group.task, group.protocol, None if rate is None else f"{rate:g}")
+            stem = "-".join(word for word in (*words, "" if study == "main" else study) if word)
             told = told_group(group)
             samples, gates = folder / f"{stem}-samples{ENDING}", folder / f"{stem}-gates{ENDING}"
-            if study == "main" and _draw_samples(samples, rows, TASKS[group[0]]):
+            if study == "main" and _draw_samples(samples, rows, TASKS[group.task]):
                 found[f"Samples: {told}"] = samples
-            if _draw_gates(gates, rows, TASKS[group[0]], title=told):
+            if _draw_gates(gates, rows, TASKS[group.task], title=told):
                 found[f"Gates: {told}"] = gates
     return drawn
 
@@ -148,7 +150,7 @@ def _draw_curves(path: Path, found: Sequence[Summary]) -> bool:
     panels: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
     what: dict[str, str] = {}
     for summary in found:
-        task, _, examples = summary.group
+        task, examples = summary.group.task, summary.group.examples
         if examples is None:
             continue
         shown = summary.nll if summary.above is None else summary.above

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from emfc.cli.bench.paper_cells import Request
+from emfc.cli.bench.paper_cells import Cell, Request
 from emfc.cli.bench.paper_keep import source_digest
 from emfc.cli.bench.paper_rows import BASELINE, KINDS, Row, read_row
+from emfc.cli.bench.paper_summary import Group, group_of
 from emfc.cli.bench.paper_tasks import FEW_TASKS, TASKS, PaperTask
 from emfc.errors import UserError
 
-__all__ = ["SIZES", "STEPS", "STUDIES", "Options", "plan"]
+__all__ = ["SIZES", "STEPS", "STUDIES", "Options", "by_study", "plan"]
 
 STUDIES = ("main", "wrong", "few")
 STEPS = {"main": 5_000, "wrong": 5_000, "few": 2_000}
@@ -165,8 +166,7 @@ def _settings(task: PaperTask, row: Row, supports: str) -> str:
 
 
 def _requests(task: PaperTask, rows: Sequence[Row], study: str, options: Options) -> Iterator[Request]:
-    first = next(iter(task.programs))
-    supports = (task.wrong_supports or first) if study == "wrong" else first
+    supports = _supports(task) if study == "wrong" else next(iter(task.programs))
     sizes: Sequence[int | None] = options.sizes if study == "few" else (None,)
     protocols: Sequence[str | None] = [name for name in task.protocols if name in options.protocols] or (None,)
     others = [options.file] if task.needs_file and options.file is not None else []
@@ -197,3 +197,40 @@ def _requests(task: PaperTask, rows: Sequence[Row], study: str, options: Options
                         file=str(others[0]) if others else None,
                         models=str(options.models),
                     )
+
+
+def by_study(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
+    """Sort cells of any runs into the studies that they are of.
+
+    Flows without program belong to the study of wrong programs where these have their supports, and to the main one
+    where that has other rows in the same table.
+
+    Args:
+        cells: The cells; of two with the same request the last one counts, also where the program's file has changed.
+
+    Returns:
+        Cells of each study that has some.
+    """
+    latest = {replace(cell.request, source="").identity: cell for cell in cells}.values()
+    found: dict[str, list[Cell]] = {study: [] for study in STUDIES}
+    wrong: set[Group] = set()
+    for cell in latest:
+        request = cell.request
+        if request.examples is not None:
+            found["few"].append(cell)
+        elif request.program in TASKS[request.task].wrong_programs:
+            found["wrong"].append(cell)
+            wrong.add(group_of(request))
+        elif request.program is not None or request.supports == next(iter(TASKS[request.task].programs)):
+            found["main"].append(cell)
+        if request.program is None and request.examples is None and request.supports == _supports(TASKS[request.task]):
+            found["wrong"].append(cell)
+    right = {group_of(cell.request) for cell in found["main"] if cell.request.program is not None}
+    found["main"] = [cell for cell in found["main"] if (group := group_of(cell.request)) in right or group not in wrong]
+    found["wrong"] = [cell for cell in found["wrong"] if group_of(cell.request) in wrong]
+    return {study: held for study, held in found.items() if held}
+
+
+def _supports(task: PaperTask) -> str:
+    """Key of the program whose supports flows without program have beside wrong ones."""
+    return task.wrong_supports or next(iter(task.programs))

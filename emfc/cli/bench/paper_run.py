@@ -16,7 +16,7 @@ from emfc.cli.bench.paper_workers import reason, run_cells
 from emfc.cli.console import say
 from emfc.errors import UserError
 
-__all__ = ["run_plan"]
+__all__ = ["run_plan", "time_steps"]
 
 Identity = tuple[Any, ...]
 
@@ -80,7 +80,7 @@ def run_plan(
                 keep_cell(keep, found)
                 say(f"{told}: {found.nll:.3f} nats, {found.steps:,} steps in {found.seconds:.0f} s")
         if cost:
-            _time_steps(results, planned)
+            time_steps(results, planned)
     except KeyboardInterrupt:
         if not done:
             raise KeyboardInterrupt("interrupted before a cell was done; nothing was kept") from None
@@ -114,8 +114,13 @@ def _drawing(planned: Mapping[str, Sequence[Request]]) -> set[Identity]:
     return {request.identity for request in requests if request.seed == first}
 
 
-def _time_steps(results: Results, planned: Mapping[str, Sequence[Request]]) -> None:
-    """Time training steps of each task; one that fails is told, and the others go on."""
+def time_steps(results: Results, planned: Mapping[str, Sequence[Request]]) -> None:
+    """Time training steps of each task; one that fails is told, and the others go on.
+
+    Args:
+        results: What the times are added to.
+        planned: Cells of each study.
+    """
     for key in dict.fromkeys(request.task for requests in planned.values() for request in requests):
         request = next(held for requests in planned.values() for held in requests if held.task == key)
         title = TASKS[key].title

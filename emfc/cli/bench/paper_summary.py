@@ -6,15 +6,43 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from emfc.cli.bench.paper_cells import Cell
+from emfc.cli.bench.paper_cells import Cell, Request
 from emfc.cli.bench.paper_rows import BASELINE, KINDS, Row
 from emfc.cli.bench.paper_tasks import TASKS
 
-__all__ = ["Estimate", "Group", "Summary", "difference", "estimate", "summaries"]
+__all__ = ["Estimate", "Group", "Recipe", "Summary", "difference", "estimate", "group_of", "summaries"]
 
-Group = tuple[str, str | None, int | None]
-"""Task, protocol and number of training examples: what the rows of one table have in common."""
+
+class Recipe(NamedTuple):
+    """How all flows of one table are built, trained and tested; see `Request`."""
+
+    steps: int | None
+    minutes: float | None
+    batch: int
+    hidden: tuple[int, ...]
+    transforms: int
+    activation: str | None
+    learning_rate: float | None
+    test_rows: int
+    dtype: str
+
+
+class Group(NamedTuple):
+    """What the rows of one table have in common.
+
+    Attributes:
+        task: Key of the task.
+        protocol: Where training and test examples come from.
+        examples: Number of training examples.
+        recipe: How flows are built, trained and tested.
+    """
+
+    task: str
+    protocol: str | None
+    examples: int | None
+    recipe: Recipe
 
 
 @dataclass(frozen=True)
@@ -37,7 +65,7 @@ class Summary:
     """What a row came to over all seeds.
 
     Attributes:
-        group: Task, protocol and number of training examples.
+        group: What it has in common with the other rows of its table.
         row: The row.
         cells: Its cells, by seed.
         nll: Negative log likelihood of test examples, nats.
@@ -84,6 +112,12 @@ def difference(cells: Iterable[Cell], others: Iterable[Cell]) -> Estimate | None
     return estimate(pairs) if pairs else None
 
 
+def group_of(request: Request) -> Group:
+    """The table that a cell is of."""
+    recipe = Recipe(*(getattr(request, name) for name in Recipe._fields))
+    return Group(request.task, request.protocol, request.examples, recipe)
+
+
 def summaries(cells: Iterable[Cell]) -> list[Summary]:
     """Summarise cells that belong to one study.
 
@@ -97,10 +131,10 @@ def summaries(cells: Iterable[Cell]) -> list[Summary]:
     groups: dict[Group, dict[Row, list[Cell]]] = {}
     for cell in cells:
         request = cell.request
-        group = (request.task, request.protocol, request.examples)
+        group = group_of(request)
         groups.setdefault(group, {}).setdefault(Row(request.kind, request.program), []).append(cell)
     places = {key: place for place, key in enumerate(TASKS)}
-    order = sorted(groups, key=lambda group: (places[group[0]], group[1] != "paper", group[1] or "", group[2] or 0))
+    order = sorted(groups, key=lambda held: (places[held.task], held.protocol != "paper", held.examples or 0))
     found = []
     for group in order:
         rows = groups[group]

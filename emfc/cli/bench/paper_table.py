@@ -12,7 +12,7 @@ from emfc.cli.bench.paper_cells import Cell, Request
 from emfc.cli.bench.paper_cost import StepCost, cost_goals
 from emfc.cli.bench.paper_goals import Reached, reached, reached_when_wrong
 from emfc.cli.bench.paper_rows import KINDS, row_title
-from emfc.cli.bench.paper_summary import Estimate, Group, Summary, summaries
+from emfc.cli.bench.paper_summary import Estimate, Group, Summary, group_of, summaries
 from emfc.cli.bench.paper_tasks import TASKS
 
 __all__ = ["COLUMNS", "GOAL_COLUMNS", "Results", "as_document", "as_markdown", "goal_rows", "table_rows", "tables"]
@@ -83,15 +83,15 @@ def told_request(request: Request) -> str:
 
 def told_row(request: Request) -> str:
     """A cell in words, but for its seed."""
-    return f"{told_group((request.task, request.protocol, request.examples))}, {request.row}"
+    return f"{told_group(group_of(request))}, {request.row}"
 
 
 def told_group(group: Group) -> str:
     """What the rows of a table have in common, in words."""
-    task, protocol, examples = group
-    words = [TASKS[task].title]
-    words += [] if protocol is None else [f"{protocol} protocol"]
-    words += [] if examples is None else [f"{examples:,} examples"]
+    words = [TASKS[group.task].title]
+    words += [] if group.protocol is None else [f"{group.protocol} protocol"]
+    words += [] if group.examples is None else [f"{group.examples:,} examples"]
+    words += [] if group.recipe.learning_rate is None else [f"learning rate {group.recipe.learning_rate:g}"]
     return ", ".join(words)
 
 
@@ -106,7 +106,7 @@ def table_rows(found: Sequence[Summary]) -> list[list[str]]:
 
 
 def _row(summary: Summary) -> list[str]:
-    cells, task = summary.cells, TASKS[summary.group[0]]
+    cells, task = summary.cells, TASKS[summary.group.task]
     gates = summary.gates
     return [
         row_title(summary.row, task),
@@ -174,12 +174,13 @@ def _cell(cell: Cell) -> dict[str, Any]:
 
 
 def _summary(summary: Summary) -> dict[str, Any]:
-    task, protocol, examples = summary.group
+    group = summary.group
     estimates = {"nll": summary.nll, "difference": summary.difference, "above": summary.above}
     return {
-        "task": task,
-        "protocol": protocol,
-        "examples": examples,
+        "task": group.task,
+        "protocol": group.protocol,
+        "examples": group.examples,
+        "recipe": group.recipe._asdict(),
         "row": summary.row.key,
         **{name: None if value is None else asdict(value) for name, value in estimates.items()},
         "gates": summary.gates,
@@ -213,11 +214,12 @@ def _matched(results: Results) -> str:
 
 
 def _about(found: Sequence[Summary]) -> str:
-    """Size, length of training and best value of a table."""
-    cell = found[0].cells[0]
-    request, task = cell.request, TASKS[found[0].group[0]]
-    length = f"{request.steps:,} steps" if request.steps is not None else f"{request.minutes:g} minutes of processor"
-    words = [f"D = {task.dim}", f"{length} of batch {request.batch}", f"{request.test_rows:,} test examples"]
+    """Sizes, length of training and best value of a table."""
+    recipe, task = found[0].group.recipe, TASKS[found[0].group.task]
+    length = f"{recipe.steps:,} steps" if recipe.steps is not None else f"{recipe.minutes:g} minutes of processor"
+    layers = f"{recipe.transforms} layers of {' × '.join(map(str, recipe.hidden))} units"
+    words = [f"D = {task.dim}", layers + ("" if recipe.activation is None else f" with {recipe.activation}")]
+    words += [f"{length} of batch {recipe.batch}", f"{recipe.test_rows:,} test examples"]
     if task.floor is not None:
         words.append(f"best possible {task.floor:g}")
     return "; ".join(words) + "."
@@ -226,13 +228,13 @@ def _about(found: Sequence[Summary]) -> str:
 def _few(cells: Sequence[Cell]) -> str:
     """One table for all tasks: a line for each flow, a column for each number of examples."""
     found = summaries(cells)
-    sizes = sorted({summary.group[2] or 0 for summary in found})
+    sizes = sorted({summary.group.examples or 0 for summary in found})
     lines: dict[tuple[str, str], dict[int, str]] = {}
     for summary in found:
-        task = TASKS[summary.group[0]]
+        task = TASKS[summary.group.task]
         shown = summary.nll if summary.above is None else summary.above
         title = task.title + (" (NLL)" if summary.above is None else "")
-        lines.setdefault((title, row_title(summary.row, task)), {})[summary.group[2] or 0] = _estimate(shown)
+        lines.setdefault((title, row_title(summary.row, task)), {})[summary.group.examples or 0] = _estimate(shown)
     columns = ("task", "flow", *(f"{size:,}" for size in sizes))
     rows = [[*titles, *(values.get(size, "") for size in sizes)] for titles, values in lines.items()]
     told = "Nats above the best possible after training on so many examples, a tenth of them kept for validation.\n\n"

@@ -91,6 +91,8 @@ _ON_SPLINES = ("nsf-emf-t", "nsf-emf-m", "nsf-gemf-t", "nsf-gemf-t-element", "ns
 _ONE_PROGRAM = (*_LEARNED, *_EMBEDDED, *_ON_SPLINES, "bare")
 _SERIES = (*_ONE_PROGRAM, "emf-t:s", "gemf-t:s", "gemf-m:s", "bare:s", "emf-t:right", "gemf-t:right", "bare:right")
 
+_BARE_BLOCKS = ("bare", "bare:pooled", "bare:by")
+
 _MIXTURE = PaperProgram("by_dimension", "mixture by dimension", start="start")
 _WRONG = {
     "wrong-dynamics": PaperProgram("wrong_dynamics", "wrong dynamics", wrong=True),
@@ -98,12 +100,16 @@ _WRONG = {
     "backwards": PaperProgram("wrong_order", "reversed order", {"backwards": True}, wrong=True),
     "wrong-scale": PaperProgram("wrong_scale", "mis-scaled prior", wrong=True),
 }
-_BLOCKS = {
-    "h": PaperProgram("model", "hierarchical"),
-    "pooled": PaperProgram("pooled", "learned, with a known mean"),
-    "wrong-order": PaperProgram("wrong_order", "wrong order", wrong=True),
-    "wrong-scale": PaperProgram("wrong_scale", "mis-scaled prior", wrong=True),
-}
+
+
+def _blocks(by: str) -> dict[str, PaperProgram]:
+    return {
+        "h": PaperProgram("model", "hierarchical"),
+        "pooled": PaperProgram("pooled", "hierarchical with learned scales"),
+        "by": PaperProgram(f"by_{by}", f"hierarchical by {by}", start=f"start_by_{by}"),
+        "wrong-order": PaperProgram("wrong_order", "wrong order", wrong=True),
+        "wrong-scale": PaperProgram("wrong_scale", "mis-scaled prior", wrong=True),
+    }
 
 
 def _series(right: str, title: str, *, continuity: str = "model") -> dict[str, PaperProgram]:
@@ -201,8 +207,8 @@ _TASKS = (
         "iris, blocks of ten flowers of a species",
         "iris_blocks.py",
         40,
-        _BLOCKS,
-        (*_ONE_PROGRAM, "gemf-t:pooled", "bare:pooled"),
+        _blocks("species"),
+        (*_ONE_PROGRAM, "gemf-t:pooled", "gemf-t:by", "bare:pooled", "bare:by"),
         protocols=("paper", "held-out"),
     ),
     PaperTask(
@@ -210,8 +216,8 @@ _TASKS = (
         "digits, blocks of twenty images of a digit",
         "digits_blocks.py",
         1280,
-        _BLOCKS,
-        (*_LEARNED, *_EMBEDDED, "nsf-gemf-t", "emf-t:pooled", "gemf-t:pooled", "bare", "bare:pooled"),
+        _blocks("digit"),
+        (*_LEARNED, *_EMBEDDED, "nsf-gemf-t", "emf-t:pooled", "gemf-t:pooled", "gemf-t:by", *_BARE_BLOCKS),
         test_rows=4_000,
         picture="blocks",
         image=(8, 8),
