@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import FunctionType
 from typing import Any, Protocol
 
@@ -12,6 +13,8 @@ import torch
 from torch import Tensor
 
 from emfc.layers.parameters import Parameters
+from emfc.layers.supports import UNCOMPUTABLE
+from emfc.special.precision import eager
 
 __all__ = ["Fused"]
 
@@ -72,6 +75,27 @@ class Fused:
             warnings.warn(f"this layer runs without torch.compile: {str(error).splitlines()[0]}", stacklevel=2)
             self._compiled = self._function()
         return self._compiled(values, *parameters.unconstrained)
+
+    def again(self, values: Tensor, unconstrained: Iterable[Tensor]) -> Tensor | None:
+        """Log density by what is compiled already, in as few steps of Python as can be.
+
+        Args:
+            values: Examples ``[B, D]``, of the D that was compiled for.
+            unconstrained: The program's parameters, of the transforms that were compiled for.
+
+        Returns:
+            ``[B]``; None where `with_sum` has to find it, or where not all is finite.
+        """
+        compiled = self._compiled
+        if compiled is None or values.dtype is not self._dtype or values.device != self._device or not eager():
+            return None
+        try:
+            total, whole = compiled(values, *unconstrained)
+        except UNCOMPUTABLE:
+            return None
+        if not math.isfinite(whole.item()):
+            return None
+        return total if total.requires_grad or not torch.is_grad_enabled() else None
 
     def _function(self) -> _WithSum:
         """A function of tensors alone, with code of its own: torch keeps and counts what it compiles by code object."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributions import ExpTransform
 
 from emfc.layers.batching import cast
 from emfc.layers.columns import Columns, direct
@@ -269,6 +270,7 @@ class LogDensity:
             read["data"] = prepared.data(data)
         constrained = parameters.constrained
         read["alone"] = tuple(constrained[place].reshape(shape) for place, shape in prepared.alone)
+        logarithms = self._logarithms(prepared, parameters, read["alone"]) if guarded else ()
         environment: Environment | None = None
         if prepared.whole:
             environment = self.plan.environment(values, parameters.flat)
@@ -296,14 +298,27 @@ class LogDensity:
             own, part = held.coordinate(own)
             if part is not None:
                 parts.append(part)
-            terms.append(held.term)
             difference, scale = held.difference(own, step.call(*arguments))
+            exponent = next((raw for value, raw in logarithms if value is scale), None)
+            terms.append(held.term if exponent is None else replace(held.term, logarithm=True))
             if len(difference) != len(values):  # data that no latent value is taken from
                 difference = difference.expand(len(values), *difference.shape[1:])
-            tensors += (difference, scale)
+            tensors += (difference, scale if exponent is None else exponent)
         if terms:
             parts.append(normal_sum(terms, tensors, direct=values.is_cpu and direct(), guarded=guarded))
         total = parts[0] if parts else values.new_zeros(len(values))
         for part in parts[1:]:
             total = total + part
         return total if data is None else total.expand(len(values))
+
+    @staticmethod
+    def _logarithms(
+        prepared: _Prepared, parameters: Parameters, alone: Sequence[Tensor]
+    ) -> Sequence[tuple[Tensor, Tensor]]:
+        """Parameters that are made as exponentials, as they are read, with their logarithms."""
+        found = []
+        for (place, shape), value in zip(prepared.alone, alone, strict=True):
+            raw = parameters.unconstrained[place]
+            if isinstance(parameters.transforms[place], ExpTransform) and raw.dtype == value.dtype:
+                found.append((value, raw.reshape(shape)))
+        return found

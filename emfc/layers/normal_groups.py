@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import reduce
 from operator import add
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ class Term:
     shift: float = 0.0
     count: int = 1
 
-    @cached_property
+    @property
     def constant(self) -> float:
         """What does not depend on values or scales."""
         return self.shift - _HALF_LOG_TWO_PI * self.size

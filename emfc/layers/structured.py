@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -141,8 +141,11 @@ class StructuredLayer(nn.Module):
 
     def parameters_like(self, like: Tensor) -> Parameters:
         """All program parameters, constrained, in the dtype and device of `like`."""
-        held = self._modules["unconstrained"]._parameters.values()  # type: ignore[union-attr]
-        return Parameters(tuple(held), self._transforms, like)  # type: ignore[arg-type]
+        return Parameters(tuple(self._raw()), self._transforms, like)
+
+    def _raw(self) -> Iterable[Tensor]:
+        """The program's unconstrained parameters, sooner than through the list of them."""
+        return self._modules["unconstrained"]._parameters.values()  # type: ignore[union-attr,return-value]
 
     def flat_parameters(self, like: Tensor) -> Tensor:
         """All program parameters, constrained and flat ``[P]``, in the dtype and device of `like`."""

@@ -35,6 +35,8 @@ class StructuredTransform(LadjTransform):
     def __init__(self, layer: StructuredLayer) -> None:
         super().__init__()
         self.layer = layer
+        self.dim = layer.dim
+        self.fused = layer._density.fused if layer.gate is None else None
 
     def gates(self) -> Gates:
         """The gates of a call."""
@@ -66,7 +68,12 @@ class StructuredTransform(LadjTransform):
 
         .. math:: \sum_j \log \phi(e_j) + \log |\det \partial e / \partial x|
         """
-        layer, flat = self.layer, self.layer._flat(y)
+        layer = self.layer
+        if self.fused is not None and y.ndim == 2 and y.shape[1] == self.dim:
+            found = self.fused.again(y, layer._raw())
+            if found is not None:
+                return found
+        flat = layer._flat(y)
         total = layer._density.log_prob(flat, layer.parameters_like(flat), self.gates())
         return total if y.ndim == 2 else total.reshape(y.shape[:-1])
 
