@@ -23,8 +23,8 @@ from emfc.errors import UserError
 from emfc.inference._pyro import Coordinates, GuideDistribution, GuideTransform
 from emfc.inference._pyro_model import read_model, vectorised_plates
 from emfc.inference.amortised import Amortiser, data_vector
-from emfc.inference.options import keywords_of, likely, read_flag, read_function, read_probabilities
 from emfc.inference.variational import VariationalFlow
+from emfc.options import keywords_of, likely, read_flag, read_function, read_probabilities
 from emfc.program.errors import CompileError
 
 __all__ = ["FlowGuide"]

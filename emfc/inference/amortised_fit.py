@@ -13,10 +13,10 @@ from emfc.inference.amortised import Amortiser, simulator
 from emfc.inference.fit_state import Evaluation, State
 from emfc.inference.fit_step import Stepper
 from emfc.inference.fitting import FitRecord
-from emfc.inference.options import read_function, read_seconds, read_seed, read_whole
 from emfc.inference.schedule import Budget
 from emfc.inference.variational import VariationalFlow
 from emfc.layers.log_joint import LogJoint
+from emfc.options import read_function, read_seconds, read_seed, read_whole
 from emfc.program.target import Target
 
 __all__ = ["fit_amortised"]

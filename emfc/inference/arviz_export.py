@@ -10,8 +10,8 @@ from torch import Tensor
 
 from emfc import __version__
 from emfc.errors import UserError
-from emfc.inference.options import read_seed
 from emfc.inference.predictive import predictive_at
+from emfc.options import read_seed
 
 if TYPE_CHECKING:
     from emfc.inference.posterior import Posterior

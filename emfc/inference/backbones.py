@@ -18,7 +18,7 @@ from emfc.flows.configuration import FlowConfiguration
 from emfc.flows.networks import ACTIVATIONS, zero_last_layer
 from emfc.inference.family_affine import LowRank
 from emfc.inference.masks import turned_mask
-from emfc.inference.options import read_whole
+from emfc.options import read_whole
 
 __all__ = ["BACKBONES", "InverseAutoregressiveLayer", "VariationalBackbone", "default_hidden_features"]
 

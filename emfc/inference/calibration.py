@@ -12,13 +12,13 @@ from torch import Tensor
 from emfc.errors import UserError
 from emfc.inference.fitting import fit_variational
 from emfc.inference.infer import Options, check_options, choose_options, compile_posterior, seeded, weighted_draws
-from emfc.inference.options import keywords_of, read_flag, read_function, read_keywords, read_seed, read_whole
 from emfc.inference.predictive import JointProgram
 from emfc.inference.psis import psis
 from emfc.inference.ranks import Calibration
 from emfc.inference.variational import VariationalFlow
 from emfc.inference.verdict import khat_threshold
 from emfc.layers.log_joint import LogJoint
+from emfc.options import keywords_of, read_flag, read_function, read_keywords, read_seed, read_whole
 from emfc.program.errors import CompileError
 
 __all__ = ["calibrate", "simulator"]

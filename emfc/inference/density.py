@@ -19,10 +19,10 @@ from emfc.flows.distribution import FlowDistribution
 from emfc.inference.densities_search import MOST_COVERED, Search
 from emfc.inference.fitting import FitRecord, fit_variational
 from emfc.inference.infer import seeded, weighted_draws
-from emfc.inference.options import keywords_of, likely, read_number, read_seconds, read_seed, read_whole
 from emfc.inference.variational import VariationalFlow
 from emfc.inference.verdict import verdict_on
 from emfc.inference.weighted import WeightedDraws
+from emfc.options import keywords_of, likely, read_number, read_seconds, read_seed, read_whole
 from emfc.program.errors import CompileError
 from emfc.program.ir import Program
 

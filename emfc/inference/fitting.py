@@ -13,7 +13,7 @@ from emfc.errors import UserError
 from emfc.inference.fit_run import Fitter
 from emfc.inference.fit_settings import FitSettings
 from emfc.inference.objectives import check_objective
-from emfc.inference.options import read_function, read_number, read_seconds, read_seed, read_whole
+from emfc.options import read_function, read_number, read_seconds, read_seed, read_whole
 
 __all__ = ["FitRecord", "default_options", "fit_variational"]
 

@@ -15,10 +15,10 @@ from emfc.inference.amortised_fit import fit_amortised
 from emfc.inference.fitting import FitRecord, fit_variational
 from emfc.inference.hmc import Chains, run_nuts
 from emfc.inference.infer import compile_posterior
-from emfc.inference.options import keywords_of, read_keywords, read_number, read_seed, read_whole
 from emfc.inference.variational import VariationalFlow
 from emfc.inference.weighted import require_count
 from emfc.layers.log_joint import LogJoint
+from emfc.options import keywords_of, read_keywords, read_number, read_seed, read_whole
 
 __all__ = ["EMFGuide"]
 

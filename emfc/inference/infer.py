@@ -14,7 +14,10 @@ from torch.distributions import transform_to
 from emfc.compiler import compile_target
 from emfc.errors import UserError
 from emfc.inference.fitting import FitRecord, default_options, fit_variational
-from emfc.inference.options import (
+from emfc.inference.posterior import Posterior, Source
+from emfc.inference.variational import VariationalFlow
+from emfc.layers.log_joint import LogJoint
+from emfc.options import (
     keywords_of,
     read_flag,
     read_function,
@@ -23,9 +26,6 @@ from emfc.inference.options import (
     read_seed,
     read_whole,
 )
-from emfc.inference.posterior import Posterior, Source
-from emfc.inference.variational import VariationalFlow
-from emfc.layers.log_joint import LogJoint
 from emfc.program.constraint import constraint_from_data
 
 __all__ = ["infer"]

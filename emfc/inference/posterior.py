@@ -16,13 +16,13 @@ from torch import Tensor
 from emfc.errors import UserError
 from emfc.inference.diagnostics import weighted_quantiles
 from emfc.inference.fitting import FitRecord
-from emfc.inference.options import read_probabilities, read_seed
 from emfc.inference.summary import PROBABILITIES, Summary, make_summary
 from emfc.inference.tails import Wide, wide_draws
 from emfc.inference.variational import VariationalFlow
 from emfc.inference.verdict import EVEN, khat_threshold, missed_verdict, verdict_on
 from emfc.inference.weighted import WeightedDraws, require_count
 from emfc.layers.log_joint import LogJoint
+from emfc.options import read_probabilities, read_seed
 
 if TYPE_CHECKING:
     from emfc.inference.predictive import JointProgram

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from emfc.errors import UserError
-from emfc.inference.options import read_seed
 from emfc.inference.weighted import require_count
 from emfc.layers.log_joint import LogJoint
 from emfc.layers.structured import StructuredLayer
+from emfc.options import read_seed
 from emfc.program.condition import condition
 from emfc.program.errors import CompileError
 from emfc.program.ir import Program

@@ -23,8 +23,8 @@ from emfc.errors import UserError
 from emfc.flows.files import write_bytes, write_folder
 from emfc.flows.manifest import sha256
 from emfc.inference.fitting import FitRecord
-from emfc.inference.options import folder_of, keywords_of
 from emfc.inference.variational import VariationalFlow
+from emfc.options import folder_of, keywords_of
 from emfc.program.serialize import program_from_document, program_to_document
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from emfc.inference.backbones import VariationalBackbone, default_hidden_feature
 from emfc.inference.family_affine import Affine, LowRank, diagonal_of, low_rank_of
 from emfc.inference.informed import Informed, InformedTransform
 from emfc.inference.masks import closed_mask, posterior_dependencies
-from emfc.inference.options import read_flag
 from emfc.layers.structured import StructuredLayer, StructuredTransform
+from emfc.options import read_flag
 from emfc.program.ir import Program
 from emfc.program.target import Target
 

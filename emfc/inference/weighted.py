@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from emfc.inference.diagnostics import importance_ess
-from emfc.inference.options import read_seed, read_whole
 from emfc.inference.psis import psis
 from emfc.inference.tails import Wide
 from emfc.inference.verdict import settled
+from emfc.options import read_seed, read_whole
 
 __all__ = ["WeightedDraws", "require_count"]
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from emfc.errors import UserError
 from emfc.flows.starting import start_from_data
+from emfc.options import read_flag, read_number, read_seed, read_whole
 from emfc.training.checkpoint import read_state
 from emfc.training.examples import Examples, check_context, check_examples
 from emfc.training.loop import Trainer
 from emfc.training.optimiser import check_learnable
-from emfc.training.options import read_flag, read_number, read_seed, read_whole
 from emfc.training.progress import EpochRow, SilentProgress, TrainingProgress
 from emfc.training.settings import Settings
 from emfc.training.snapshot import undone_on_error
@@ -162,9 +162,8 @@ def fit(
         >>> result.epochs
         2
     """
-    if not 0 < read_number("validation_fraction", validation_fraction, zero=True) < 1:
-        raise UserError(f"validation_fraction is {validation_fraction}; it must lie between 0 and 1")
-    read_number("checkpoint_every", checkpoint_every, zero=True)
+    read_number("validation_fraction", validation_fraction, above=0.0, below=1.0)
+    read_number("checkpoint_every", checkpoint_every, least=0.0, infinite=True)
     read_flag("start", start)
     if read_flag("resume", resume) and checkpoint is None:
         raise UserError("resume=True needs checkpoint, the folder to go on from")

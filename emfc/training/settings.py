@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from emfc.training.options import read_number, read_share, read_whole
+from emfc.options import read_number, read_whole
 from emfc.training.progress import EpochRow
 
 __all__ = ["Outcome", "Settings"]
@@ -39,11 +39,11 @@ class Settings:
             read_whole("patience", self.patience, 1)
         read_whole("max_divergences", self.max_divergences, 0)
         for name in ("learning_rate", "gradient_clip"):
-            read_number(name, getattr(self, name))
+            read_number(name, getattr(self, name), above=0.0, infinite=True)
         for name in ("gate_factor", "program_factor", "weight_decay"):
-            read_number(name, getattr(self, name), zero=True)
+            read_number(name, getattr(self, name), least=0.0, infinite=True)
         for name in ("warm_up", "averaging", "dropout"):
-            read_share(name, getattr(self, name))
+            read_number(name, getattr(self, name), least=0.0, below=1.0)
 
 
 @dataclass

@@ -20,7 +20,7 @@ from torch import nn
 import emfc
 from emfc import UserError
 from emfc.inference import calibrate, fit_density
-from emfc.inference.options import keywords_of, read_keywords
+from emfc.options import keywords_of, read_keywords
 from tests.inference import posterior_programs as programs
 
 Y = torch.tensor([1.0, 2.0, 0.5])

@@ -399,7 +399,7 @@ def test_only_the_gates_at_their_ends_stay():
 )
 def test_an_option_of_no_meaning_is_refused_in_a_sentence(option):
     ((name, _),) = option.items()
-    with pytest.raises(UserError, match=f"^{name} is .*; it must "):
+    with pytest.raises(UserError, match=f"^{name} must be .*, not "):
         fit(_flow(), _data(), **option)
 
 

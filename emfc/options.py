@@ -44,16 +44,43 @@ def read_whole(name: str, value: Any, least: int, most: float = math.inf) -> int
     return int(value)
 
 
-def read_number(name: str, value: Any, *, above: float = -math.inf, below: float = math.inf) -> float:
-    """A number strictly between two others.
+def read_number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    least: float | None = None,
+    below: float = math.inf,
+    infinite: bool = False,
+) -> float:
+    """A number in a range.
+
+    Args:
+        name: Name of the option.
+        value: What was given.
+        above: It must be more than this.
+        least: It must be at least this, instead.
+        below: It must be less than this.
+        infinite: Whether it may be infinite where nothing else limits it.
 
     Raises:
         UserError: It is another type, no number or outside.
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not above < float(value) < below:
-        what = "a positive number" if above == 0 and below == math.inf else f"a number between {above:g} and {below:g}"
-        raise UserError(f"{name} must be {what}, not {value!r}")
+    allowed = not isinstance(value, bool) and isinstance(value, Real)
+    if allowed:
+        number = float(value)
+        allowed = number > above if least is None else number >= least
+        allowed = allowed and (number < below or (infinite and below == math.inf and number == math.inf))
+    if not allowed:
+        raise UserError(f"{name} must be {_range(above, least, below)}, not {value!r}")
     return float(value)
+
+
+def _range(above: float, least: float | None, below: float) -> str:
+    """What numbers are allowed, in words."""
+    if least is not None:
+        return f"a number, {least:g} or more" + ("" if below == math.inf else f" and below {below:g}")
+    return "a positive number" if above == 0 and below == math.inf else f"a number between {above:g} and {below:g}"
 
 
 def read_seconds(value: Any) -> float | None:
