@@ -47,7 +47,7 @@ class GatedAffine(LadjTransform):
         self.layer = layer
 
     def _map(self) -> FixedAffine:
-        return self.normalisation.at(self.layer._element_gates())
+        return self.normalisation.at(self.layer.element_gates())
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The value and the sum of the log scales."""

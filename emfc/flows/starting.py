@@ -12,8 +12,6 @@ from torch.distributions import Transform
 from emfc.flows.baseline import SupportLayer
 from emfc.flows.normalisation import GatedNormalisation
 from emfc.layers import StructuredLayer
-from emfc.layers.latents import OPEN
-from emfc.layers.parameters import Parameters
 from emfc.layers.supports import UNCOMPUTABLE
 
 __all__ = ["fit_program", "standardise", "start_from_data"]
@@ -50,7 +48,7 @@ def standardise(flow: Any, data: Tensor) -> None:
     if isinstance(layer, SupportLayer):
         layer.start_from_data(examples)
     if isinstance(ahead, GatedNormalisation):
-        opened, gates, logits = _inverted(layer(), examples), layer._element_gates(), layer.gate_logits.clone()
+        opened, gates, logits = _inverted(layer(), examples), layer.element_gates(), layer.gate_logits.clone()
         try:
             layer.set_gates(0.0)
             closed = _inverted(layer(), examples)
@@ -149,8 +147,7 @@ class _Search:
 
     def _log_prob(self, rows: Tensor) -> Tensor:
         """Log density of the bare program at the parameters of the search."""
-        layer = self.layer
-        return layer._density.log_prob(rows, Parameters(self.parameters, layer._transforms, rows), OPEN)
+        return self.layer.program_log_prob(rows, self.parameters)
 
     def _closure(self) -> Tensor:
         self.evaluations += 1

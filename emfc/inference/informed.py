@@ -188,7 +188,7 @@ class Informed(nn.Module):
 
     def gates(self, layer: StructuredLayer) -> InformedGates:
         """The gates of a call."""
-        held = layer._element_gates()
+        held = layer.element_gates()
         gate = torch.ones_like(self.centre) if held is None else held
         centre = self.centre if held is None else 1 - gate + self.centre
         return InformedGates(torch.stack((gate, gate + self.power, centre, self.log_root.exp(), self.message)))
@@ -211,11 +211,11 @@ def conditional_parameters(layer: StructuredLayer, examples: Tensor) -> tuple[Te
         layer: The program's layer.
         examples: ``[*, D]``.
     """
-    flat = layer._flat(examples)
+    flat = layer.flattened(examples)
     zeros = flat.new_zeros(len(flat), layer.noise_dim)
     recorder = _Recorder(zeros, locs=zeros.clone(), log_scales=zeros.clone())
     with torch.no_grad():
-        layer._density(flat, layer.flat_parameters(flat), recorder)
+        layer.density(flat, layer.flat_parameters(flat), recorder)
     shape = (*examples.shape[:-1], layer.noise_dim)
     return recorder.locs.reshape(shape), recorder.log_scales.reshape(shape)
 
@@ -245,6 +245,6 @@ def _start(layer: StructuredLayer, draws: int) -> tuple[Tensor, Tensor]:
     noise = torch.randn(draws, layer.noise_dim, generator=generator, dtype=torch.float64).to(like)
     with torch.no_grad():
         flat = layer.flat_parameters(noise)
-        examples, _ = layer._sampling(noise, flat, Gates(None))
+        examples, _ = layer.sampling(noise, flat, Gates(None))
         loc, log_scale = conditional_parameters(layer, examples)
     return tuple(held.nan_to_num(0.0, 0.0, 0.0).median(0).values for held in (loc, log_scale))  # type: ignore[return-value]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -86,9 +86,9 @@ class StructuredLayer(nn.Module):
         if chunk is not None and self.plan.populations.sites:
             raise UserError("chunk is for programs without discrete sites that are summed out")
         self.supports = Supports(self.plan)
-        self._density = Density(self.plan, self.supports, direct=optimize, compiled=compile, chunk=chunk)
+        self.density = Density(self.plan, self.supports, direct=optimize, compiled=compile, chunk=chunk)
         staged = optimize and not self.plan.populations.sites
-        self._sampling: Drawing | Sampling = Drawing(self.plan) if staged else Sampling(self.plan)
+        self.sampling: Drawing | Sampling = Drawing(self.plan) if staged else Sampling(self.plan)
         self.packing = Packing(self.plan)
         self._transform: StructuredTransform | None = None
         self._constraints, self._transforms, self.unconstrained = lifted(program)
@@ -147,11 +147,20 @@ class StructuredLayer(nn.Module):
         """The program's unconstrained parameters, sooner than through the list of them."""
         return self._modules["unconstrained"]._parameters.values()  # type: ignore[union-attr,return-value]
 
+    def program_log_prob(self, examples: Tensor, unconstrained: Sequence[Tensor]) -> Tensor:
+        """Log density ``[B]`` of examples ``[B, D]`` under the bare program at some unconstrained parameters."""
+        return self.density.log_prob(examples, Parameters(unconstrained, self._transforms, examples), OPEN)
+
     def flat_parameters(self, like: Tensor) -> Tensor:
         """All program parameters, constrained and flat ``[P]``, in the dtype and device of `like`."""
         return self.parameters_like(like).flat
 
-    def _flat(self, value: Tensor) -> Tensor:
+    def flattened(self, value: Tensor) -> Tensor:
+        """Examples ``[*, D]`` as ``[B, D]``.
+
+        Raises:
+            UserError: They have another number of elements.
+        """
         if value.shape[-1] != self.dim:
             raise UserError(f"an example of this program has {self.dim} elements, not {value.shape[-1]}")
         return value if value.ndim == 2 else value.reshape(value.shape[:-1].numel(), self.dim)
@@ -182,21 +191,22 @@ class StructuredLayer(nn.Module):
             with torch.no_grad():
                 target.copy_(transform_to(constraint).inv(value))
 
-    def _element_gates(self) -> Tensor | None:
+    def element_gates(self) -> Tensor | None:
+        """The gate of each element of the noise ``[N]``, in [0, 1]; None where the layer has none."""
         if self.gate is None or self.gate_logits is None:
             return None
         gates = self.gate_logits.sigmoid()
         return gates[self._owners] if self.gate == "site" else gates
 
     def _gates(self) -> Gates:
-        return OPEN if self.gate is None else Gates(self._element_gates(), self.gate_form)
+        return OPEN if self.gate is None else Gates(self.element_gates(), self.gate_form)
 
     def gate_values(self) -> dict[str, Tensor]:
         """Gate of each site in [0, 1]: a number, or an array in the shape of the site's noise for ``gate="element"``.
 
         The noise has the site's own shape, except where the site lives on a set of lower dimension.
         """
-        held = self._element_gates()
+        held = self.element_gates()
         if held is None or self.gate_logits is None:
             return {}
         result = {}
@@ -257,7 +267,7 @@ class StructuredLayer(nn.Module):
 
     def outside(self, examples: Tensor) -> Tensor:
         """Which elements ``[*, D]`` lie outside their site's support."""
-        flat = self._flat(examples)
+        flat = self.flattened(examples)
         return self.supports.outside(flat, self.flat_parameters(flat)).reshape(examples.shape)
 
     # ------------------------------------------------------------------ telling
@@ -298,7 +308,7 @@ class StructuredLayer(nn.Module):
 
     def explain(self) -> str:
         """What each pass did, in words."""
-        return explain(self.program, self.plan, self._sampling)
+        return explain(self.program, self.plan, self.sampling)
 
     def extra_repr(self) -> str:
         noise = f", N={self.noise_dim}" if self.noise_dim != self.dim else ""

@@ -36,7 +36,7 @@ class StructuredTransform(LadjTransform):
         super().__init__()
         self.layer = layer
         self.dim = layer.dim
-        self.fused = layer._density.fused if layer.gate is None else None
+        self.fused = layer.density.fused if layer.gate is None else None
 
     def gates(self) -> Gates:
         """The gates of a call."""
@@ -44,13 +44,13 @@ class StructuredTransform(LadjTransform):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Examples and log-Jacobian of noise."""
-        return self._run(self.layer._sampling, self._flat_noise(x), x.shape[:-1])
+        return self._run(self.layer.sampling, self._flat_noise(x), x.shape[:-1])
 
     def _call(self, x: Tensor) -> Tensor:
         layer, flat = self.layer, self._flat_noise(x)
-        if not isinstance(layer._sampling, Drawing):
+        if not isinstance(layer.sampling, Drawing):
             return self.call_and_ladj(x)[0]
-        values = layer._sampling.values(flat, layer.flat_parameters(flat), self.gates())
+        values = layer.sampling.values(flat, layer.flat_parameters(flat), self.gates())
         return values.reshape(*x.shape[:-1], layer.dim)
 
     def _flat_noise(self, noise: Tensor) -> Tensor:
@@ -60,7 +60,7 @@ class StructuredTransform(LadjTransform):
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """Noise and log-Jacobian of examples; -inf where an example lies outside the support."""
-        return self._run(self.layer._density, self.layer._flat(y), y.shape[:-1])
+        return self._run(self.layer.density, self.layer.flattened(y), y.shape[:-1])
 
     def log_prob(self, y: Tensor) -> Tensor:
         r"""Log density ``[*]`` of examples under standard-normal noise: that of the program itself where gates are
@@ -73,8 +73,8 @@ class StructuredTransform(LadjTransform):
             found = self.fused.again(y, layer._raw())
             if found is not None:
                 return found
-        flat = layer._flat(y)
-        total = layer._density.log_prob(flat, layer.parameters_like(flat), self.gates())
+        flat = layer.flattened(y)
+        total = layer.density.log_prob(flat, layer.parameters_like(flat), self.gates())
         return total if y.ndim == 2 else total.reshape(y.shape[:-1])
 
     def forward_shape(self, shape: Sequence[int]) -> torch.Size:

@@ -214,7 +214,7 @@ class ProgramConstraintMap(LadjTransform):
         with torch.no_grad():
             generator = torch.Generator().manual_seed(7919)
             noise = torch.randn(1, layer.noise_dim, generator=generator, dtype=torch.float64).to(first.values)
-            second, _ = layer._sampling(noise, first.parameters, Gates(None))
+            second, _ = layer.sampling(noise, first.parameters, Gates(None))
             both = layer.plan.environment(torch.cat([first.values, second]), first.parameters)
             for kernel in (*layer.plan.ordinary, *layer.plan.mixtures):
                 codomain = supports.at(kernel, both).codomain
@@ -251,7 +251,7 @@ class ProgramConstraintMap(LadjTransform):
         return self._apply(y, inverse=True)
 
     def _apply(self, value: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-        flat, density = value.reshape(value.shape[:-1].numel(), value.shape[-1]), self._layer._density
+        flat, density = value.reshape(value.shape[:-1].numel(), value.shape[-1]), self._layer.density
         order = density._from_class_order if inverse else density._values_from_class_order
         pieces, total = [], flat.new_zeros(len(flat))
         for kernel, held in self._maps(flat):

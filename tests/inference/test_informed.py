@@ -235,8 +235,8 @@ def test_messages_start_almost_silent(precision):
 def test_it_is_one_pass_of_the_program(monkeypatch):
     flow = build("lorenz")
     seen = []
-    original = type(flow.layer._sampling).__call__
-    monkeypatch.setattr(type(flow.layer._sampling), "__call__", lambda *a: (seen.append(1), original(*a))[1])
+    original = type(flow.layer.sampling).__call__
+    monkeypatch.setattr(type(flow.layer.sampling), "__call__", lambda *a: (seen.append(1), original(*a))[1])
     InformedTransform(flow.layer, flow.informed).call_and_ladj(torch.randn(8, flow.noise_dim))
     assert seen == [1]
 

@@ -84,7 +84,7 @@ def test_long_chains_equal_the_loop(name):
 
     noise = torch.randn(2, layer.noise_dim, requires_grad=True)
     results = []
-    for direction in (layer._sampling, Sampling(layer.plan)):
+    for direction in (layer.sampling, Sampling(layer.plan)):
         parameters = layer.flat_parameters(noise)
         value, ladj = direction(noise, parameters, Gates(None))
         wanted = [noise, *layer.parameters()]
@@ -102,7 +102,7 @@ def _unstable(steps):
 
 @pytest.mark.parametrize("name", [name for name in AFFINE if name not in TWO_CLASSES])
 def test_affine_chains_are_found(name):
-    assert any("scan" in line for line in emfc.compile(AFFINE[name])._sampling.describe())
+    assert any("scan" in line for line in emfc.compile(AFFINE[name]).sampling.describe())
 
 
 FAMILIES = {
@@ -126,7 +126,7 @@ def test_families_with_a_location(name, gate):
             x = pyro.sample(f"x_{t}", FAMILIES[name](0.7 * x + 1.0))
 
     layer, reference = (emfc.compile(model, gate=gate, optimize=held) for held in (True, False))
-    assert any("scan" in line for line in layer._sampling.describe())
+    assert any("scan" in line for line in layer.sampling.describe())
     noise = torch.randn(5, layer.noise_dim)
     for actual, expected in zip(layer().call_and_ladj(noise), reference().call_and_ladj(noise), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
@@ -134,7 +134,7 @@ def test_families_with_a_location(name, gate):
 
 @pytest.mark.parametrize("name", [name for name in LOOPS if name not in PARTLY_AFFINE])
 def test_other_loops_are_none(name):
-    assert not any("scan" in line for line in emfc.compile(LOOPS[name])._sampling.describe())
+    assert not any("scan" in line for line in emfc.compile(LOOPS[name]).sampling.describe())
 
 
 SHIFTED = {
@@ -162,7 +162,7 @@ def test_coefficients_are_derivatives(name):
             x = pyro.sample(f"x_{t}", dist.Normal(SHIFTED[name](x, z, w), 0.5))
 
     layer, reference = emfc.compile(model), emfc.compile(model, optimize=False)
-    assert any("scan" in line for line in layer._sampling.describe())
+    assert any("scan" in line for line in layer.sampling.describe())
     noise = torch.randn(5, layer.noise_dim)
     for actual, expected in zip(layer().call_and_ladj(noise), reference().call_and_ladj(noise), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
@@ -190,9 +190,7 @@ def test_what_is_not_affine_is_none(name):
     (kernel,) = (held for held in layer.plan.kernels if len(held.held.sites) == 5)
     held = kernel.held.slice
     loads = [number for number, _ in zip(held.numbers, held.values, strict=True)][:1]
-    assert linear(held, loads, held.outputs[0]) is None or not any(
-        "scan" in line for line in layer._sampling.describe()
-    )
+    assert linear(held, loads, held.outputs[0]) is None or not any("scan" in line for line in layer.sampling.describe())
     reference = emfc.compile(model, optimize=False)
     noise = torch.randn(5, layer.noise_dim)
     for actual, expected in zip(layer().call_and_ladj(noise), reference().call_and_ladj(noise), strict=True):

@@ -217,14 +217,14 @@ def test_a_fused_density_is_the_same(model):
     fused = Density(layer.plan, layer.supports, compiled=True)
     x = _examples(layer, 5)
     results = []
-    for density in (fused, layer._density):
-        layer._density = density
+    for density in (fused, layer.density):
+        layer.density = density
         inputs = [x.clone().requires_grad_(), *layer.parameters()]
         value = layer().log_prob(inputs[0])
         results.append([value, *torch.autograd.grad(value.sum(), inputs)])
     for actual, expected in zip(*results, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-    layer._density = fused
+    layer.density = fused
     outside = x.clone()
     outside[0, 0] = torch.nan
     assert layer().log_prob(outside)[0].isnan()

@@ -43,7 +43,7 @@ def compiled(model, *args, gate=None, **kwargs):
 def outcome(layer, noise):
     """Examples, log-Jacobians and gradients by the noise and by every parameter."""
     held = noise.clone().requires_grad_()
-    examples, ladj = layer._sampling(held, layer.flat_parameters(held), Gates(layer._element_gates()))
+    examples, ladj = layer.sampling(held, layer.flat_parameters(held), Gates(layer.element_gates()))
     weights = torch.linspace(0.5, 1.5, examples.numel()).reshape(examples.shape)
     wanted = [held, *layer.parameters()]
     loss = (weights * torch.tanh(examples)).sum() + ladj.sum()
@@ -54,7 +54,7 @@ def outcome(layer, noise):
 
 
 def check(layer, reference, dtype):
-    assert isinstance(layer._sampling, Drawing)
+    assert isinstance(layer.sampling, Drawing)
     noise = torch.randn(ROWS, layer.noise_dim, generator=torch.Generator().manual_seed(2))
     tight = 1e-8 if dtype is torch.float64 else 2e-3
     for actual, expected in zip(outcome(layer, noise), outcome(reference, noise), strict=True):
@@ -101,15 +101,15 @@ EXPECTED = {
 @pytest.mark.parametrize("name", EXPECTED)
 def test_stages_are_told(name):
     layer = emfc.compile(NAMED[name])
-    assert layer._sampling.describe() == EXPECTED[name]
+    assert layer.sampling.describe() == EXPECTED[name]
     assert all(line in layer.explain() for line in EXPECTED[name])
 
 
 def test_no_loop_over_a_trend_and_what_is_measured_of_it():
     """Steps of the trend and measurements of the level are one class, and yet no row waits in a loop."""
     layer = emfc.compile(NAMED["local_trend"])
-    assert len(layer.plan.kernels) < len(layer._sampling.describe())
-    assert not any("loop" in line for line in layer._sampling.describe())
+    assert len(layer.plan.kernels) < len(layer.sampling.describe())
+    assert not any("loop" in line for line in layer.sampling.describe())
 
 
 def test_half_precision_takes_the_reference():
@@ -161,7 +161,7 @@ def test_a_layer_travels(name):
     layer = emfc.compile(NAMED[name])
     noise = torch.randn(3, layer.noise_dim)
     expected = layer()(noise)
-    for other in (copy.deepcopy(layer._sampling), pickle.loads(pickle.dumps(layer._sampling))):
+    for other in (copy.deepcopy(layer.sampling), pickle.loads(pickle.dumps(layer.sampling))):
         actual, _ = other(noise, layer.flat_parameters(noise), Gates(None))
         assert torch.equal(actual, expected)
 
@@ -205,7 +205,7 @@ def test_carried_polynomials():
             total = 0.5 * total + 0.1 * x * x - 0.01 * x * x * total + 0.3
 
     layer, reference = compiled(model)
-    assert any("polynomials" in line for line in layer._sampling.describe())
+    assert any("polynomials" in line for line in layer.sampling.describe())
     check(layer, reference, torch.float64)
 
 
@@ -220,7 +220,7 @@ def test_what_may_cancel_is_not_expanded():
                 pyro.sample(f"y_{t}", dist.Normal(y + 0.1 * x, 1.0)),
             )
 
-    assert any("straight-line" in line for line in emfc.compile(model)._sampling.describe())
+    assert any("straight-line" in line for line in emfc.compile(model).sampling.describe())
 
 
 def test_second_derivatives():

@@ -130,7 +130,7 @@ class _Calls:
     def __init__(self, layer):
         held = Filter(layer.plan)
         self.filter = sum(len(part.steps) for bundle in held._bundles for part in bundle.parts)
-        self.draws = sum(len(stage.draws) for stage in layer._sampling._schedule)
+        self.draws = sum(len(stage.draws) for stage in layer.sampling._schedule)
 
 
 def looped_populations(count):

@@ -355,7 +355,7 @@ def test_gates_at_their_ends_stay_while_the_rest_is_trained(gate, value, placeme
     result = fit(flow, _data(), epochs=3)
     assert result.diverged == 0
     assert result.best_epoch > 0
-    assert torch.equal(flow.layer._element_gates(), torch.full((DIM,), value))
+    assert torch.equal(flow.layer.element_gates(), torch.full((DIM,), value))
     assert all(torch.isfinite(parameter).all() for parameter in flow.backbone_parameters())
 
 
