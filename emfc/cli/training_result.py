@@ -14,6 +14,7 @@ from emfc.cli.console import plus_minus, print_table
 from emfc.cli.contenders import Trained
 from emfc.cli.pictures import draw_ranks, draw_samples, draw_training
 from emfc.cli.run_folder import METRICS, write_json
+from emfc.training import DRAWN_ROWS
 
 if TYPE_CHECKING:
     from emfc.cli.training_run import TrainingRun
@@ -43,6 +44,8 @@ def result_document(
         **first,
         "rows": {name: len(rows) for name, rows in zip(PARTS, split, strict=True)},
     }
+    if run.fresh:
+        result["rows"] |= {"train": DRAWN_ROWS}
     for row, metrics in zip(trained[1:], others, strict=True):
         result[row.contender.key] = {**metrics, "run": str(target / row.contender.key)}
     return result
@@ -120,5 +123,6 @@ def print_result(run: TrainingRun, trained: Sequence[Trained], result: dict[str,
             cells.append(plus_minus(found["difference"], found["difference_se"]) if index else "-")
         rows.append([*cells, f"{found['parameters']:,}", str(found["epochs"]), f"{found['seconds']:.1f}"])
     count = result["rows"]
-    told = f"{count['train']} training, {count['validation']} validation and {count['test']} test rows"
+    drawn = " (drawn anew in every epoch)" if run.fresh else ""
+    told = f"{count['train']} training{drawn}, {count['validation']} validation and {count['test']} test rows"
     print_table(columns, rows, title=f"{run.program.title}: {told}", turn=True)

@@ -12,8 +12,10 @@ from emfc.training.progress import (
     TrainingProgress,
     make_progress,
 )
+from emfc.training.sources import DRAWN_ROWS
 
 __all__ = [
+    "DRAWN_ROWS",
     "BarProgress",
     "DivergenceError",
     "EpochRow",

@@ -21,7 +21,7 @@ from emfc.training.optimiser import check_learnable
 from emfc.training.progress import EpochRow, SilentProgress, TrainingProgress
 from emfc.training.settings import Settings
 from emfc.training.snapshot import undone_on_error
-from emfc.training.sources import VALIDATION, Drawn, Given, Source
+from emfc.training.sources import DRAWN_ROWS, VALIDATION, Drawn, Given, Source
 
 __all__ = ["DivergenceError", "FitResult", "fit"]
 
@@ -70,7 +70,7 @@ def fit(
     flow: Any,
     data: Tensor | Mapping[str, Any] | Callable[..., Any],
     *,
-    rows: int = 10_000,
+    rows: int = DRAWN_ROWS,
     context: Tensor | None = None,
     validation: Tensor | Mapping[str, Any] | None = None,
     validation_context: Tensor | None = None,

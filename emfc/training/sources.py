@@ -13,10 +13,13 @@ from torch import Tensor
 from emfc.errors import UserError
 from emfc.training.examples import Examples, check_context, check_examples
 
-__all__ = ["VALIDATION", "Drawn", "Given", "Source"]
+__all__ = ["DRAWN_ROWS", "VALIDATION", "Drawn", "Given", "Source"]
 
 VALIDATION = -1
 """The number that stands for the validation rows where others are those of epochs."""
+
+DRAWN_ROWS = 10_000
+"""Rows of an epoch where a function draws them and nothing else is said."""
 
 
 class Source(Protocol):

@@ -283,7 +283,7 @@ def test_examples_are_drawn_afresh_for_a_number_of_steps(command, programs, tmp_
     words = ("train", programs / "chain.py", "--set", "n=50", "--hidden", "8", "--fresh", "--out", tmp_path / "r")
     document = json.loads(command(*words, "--steps", "130", "--json").stdout)
     assert document["epochs"] == 2  # 10,000 rows are 79 steps of 128
-    assert document["rows"]["train"] == 40
+    assert document["rows"] == {"train": 10_000, "validation": 5, "test": 5}
     assert "two ways" in command(*words, "--overwrite", "--steps", "3", "--epochs", "3", status=2).stderr
     refused = command(*words, "--overwrite", "--data", tmp_path / "x.npz", status=2)
     assert "does not go with --data" in refused.stderr
