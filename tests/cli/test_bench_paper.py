@@ -664,6 +664,10 @@ def test_goals_of_wrong_programs_hold_the_worst_row():
     found = reached_when_wrong(summaries(cells))
     assert [goal.met for goal in found] == [False, False, True, True]
     assert found[0].where == "GEMF-M, wrong dynamics"
+    useful = pairs("gemf-t", "wrong-scale", [24.0, 24.1], gates={"a": [0.9]})
+    (only,) = reached_when_wrong(summaries([*cells[:2], *useful]))
+    assert only.met
+    assert "difference" in only.what
     assert found[1].value == pytest.approx(0.85)
     assert found[1].limit == CLOSED
 

@@ -205,7 +205,9 @@ def reached_when_wrong(found: Sequence[Summary]) -> list[Reached]:
         found: Summaries of the study of wrong programs.
 
     Returns:
-        Two entries for each wrong program that gated rows embed: the worst of these rows counts.
+        One or two entries for each wrong program that gated rows embed, of which the worst counts: the difference to
+        the baseline, and the mean gate of the rows that are no better than the baseline by a standard error. What is
+        wrong in a program may leave it useful, and its gates then have no reason to close.
     """
     entries: list[Reached] = []
     groups: dict[tuple[Group, str], list[Summary]] = {}
@@ -220,9 +222,16 @@ def reached_when_wrong(found: Sequence[Summary]) -> list[Reached]:
         if apart:
             what = f"{title}, difference to MAF less one standard error"
             entries.append(_worst(task, what, 0.0, apart))
-        gates = [(summary.gates[1], summary) for summary in rows if summary.gates is not None]
-        entries.append(_worst(task, f"{title}, mean gate", CLOSED, gates))
+        idle = [(summary.gates[1], summary) for summary in rows if summary.gates is not None and not _helped(summary)]
+        if idle:
+            entries.append(_worst(task, f"{title}, mean gate where the program is of no use", CLOSED, idle))
     return entries
+
+
+def _helped(summary: Summary) -> bool:
+    """Whether a row is better than the baseline by more than a standard error."""
+    apart = summary.difference
+    return apart is not None and apart.mean + (apart.error if math.isfinite(apart.error) else 0.0) < 0
 
 
 def _worse(apart: Estimate) -> float:
