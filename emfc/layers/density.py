@@ -66,11 +66,7 @@ class Density:
             )
             if compiled:
                 self._log_density = Fused(self._log_density)
-
-    @property
-    def fused(self) -> Fused | None:
-        """The log density under `torch.compile`, where that is wanted."""
-        return self._log_density if isinstance(self._log_density, Fused) else None
+        self.fused = self._log_density if isinstance(self._log_density, Fused) else None
 
     def __call__(self, values: Tensor, parameters: Tensor, gates: Gates) -> tuple[Tensor, Tensor]:
         """Noise ``[B, N]`` of examples ``[B, D]`` and the log-Jacobian ``[B]`` of this direction."""

@@ -93,9 +93,8 @@ class Fused:
             total, whole = compiled(values, *unconstrained)
         except UNCOMPUTABLE:
             return None
-        if not math.isfinite(whole.item()):
-            return None
-        return total if total.requires_grad or not torch.is_grad_enabled() else None
+        unconnected = values.requires_grad and not total.requires_grad and torch.is_grad_enabled()
+        return None if unconnected or not math.isfinite(whole.item()) else total
 
     def _function(self) -> _WithSum:
         """A function of tensors alone, with code of its own: torch keeps and counts what it compiles by code object."""

@@ -299,7 +299,7 @@ class LogDensity:
             if part is not None:
                 parts.append(part)
             difference, scale = held.difference(own, step.call(*arguments))
-            exponent = next((raw for value, raw in logarithms if value is scale), None)
+            exponent = None if held.term.logarithm else next((raw for value, raw in logarithms if value is scale), None)
             terms.append(held.term if exponent is None else replace(held.term, logarithm=True))
             if len(difference) != len(values):  # data that no latent value is taken from
                 difference = difference.expand(len(values), *difference.shape[1:])
@@ -315,10 +315,11 @@ class LogDensity:
     def _logarithms(
         prepared: _Prepared, parameters: Parameters, alone: Sequence[Tensor]
     ) -> Sequence[tuple[Tensor, Tensor]]:
-        """Parameters that are made as exponentials, as they are read, with their logarithms."""
+        """Parameters of one number that are made as exponentials, as they are read, with their logarithms."""
         found = []
         for (place, shape), value in zip(prepared.alone, alone, strict=True):
             raw = parameters.unconstrained[place]
-            if isinstance(parameters.transforms[place], ExpTransform) and raw.dtype == value.dtype:
+            exponential = isinstance(parameters.transforms[place], ExpTransform)
+            if exponential and raw.numel() == 1 and raw.dtype == value.dtype:
                 found.append((value, raw.reshape(shape)))
         return found

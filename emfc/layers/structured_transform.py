@@ -35,8 +35,6 @@ class StructuredTransform(LadjTransform):
     def __init__(self, layer: StructuredLayer) -> None:
         super().__init__()
         self.layer = layer
-        self.dim = layer.dim
-        self.fused = layer.density.fused if layer.gate is None else None
 
     def gates(self) -> Gates:
         """The gates of a call."""
@@ -69,8 +67,9 @@ class StructuredTransform(LadjTransform):
         .. math:: \sum_j \log \phi(e_j) + \log |\det \partial e / \partial x|
         """
         layer = self.layer
-        if self.fused is not None and y.ndim == 2 and y.shape[1] == self.dim:
-            found = self.fused.again(y, layer._raw())
+        fused = layer.density.fused  # only layers without gates have it
+        if fused is not None and y.ndim == 2 and y.shape[1] == layer.plan.dim:
+            found = fused.again(y, layer._raw())
             if found is not None:
                 return found
         flat = layer.flattened(y)

@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import emfc
 from emfc.cli.bench import programs
-from emfc.layers.density import Density
 from emfc.layers.logdensity import LogDensity
 
 LOG_TWO_PI = math.log(2 * math.pi)
@@ -209,25 +208,92 @@ def test_few_examples(model, rows):
     assert x.grad.shape == x.shape
 
 
+def _positive(*shape):
+    start = torch.linspace(0.5, 1.5, 3) if shape else torch.tensor(0.5)
+    return pyro.param("scale", start, constraint=constraints.positive)
+
+
+def exponential_of_positive(steps):
+    """The scale is the exponential of a parameter that is an exponential itself."""
+    scale = _positive()
+    x = pyro.sample("x_0", dist.Normal(0.0, scale.exp()))
+    for t in range(1, steps):
+        x = pyro.sample(f"x_{t}", dist.Normal(x, scale.exp() if t % 2 else scale))
+
+
+def exponentials_of_positive(steps):
+    scale = _positive(3)
+    for t in range(steps):
+        pyro.sample(f"x_{t}", dist.Normal(0.0, scale.exp()).to_event(1))
+        pyro.sample(f"y_{t}", dist.LogNormal(0.0, scale).to_event(1))
+
+
+def positive_families(steps):
+    scale = _positive()
+    for t in range(steps):
+        pyro.sample(f"x_{t}", dist.LogNormal(0.0, scale))
+        pyro.sample(f"y_{t}", dist.HalfNormal(scale.exp()))
+        pyro.sample(f"z_{t}", dist.HalfNormal(scale))
+
+
+def populations_of_one_scale(steps):
+    scale = _positive()
+    which = pyro.sample("which", dist.Bernoulli(0.3))
+    for t in range(steps):
+        pyro.sample(f"x_{t}", dist.Normal(2.0 * which, scale.exp()))
+        pyro.sample(f"y_{t}", dist.Normal(0.0, scale))
+
+
+FUSED = (*PROGRAMS, exponential_of_positive, exponentials_of_positive, positive_families, populations_of_one_scale)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("model", PROGRAMS, ids=lambda model: model.__name__)
+@pytest.mark.parametrize("model", FUSED, ids=lambda model: model.__name__)
 def test_a_fused_density_is_the_same(model):
-    layer = emfc.compile(model, 12)
-    fused = Density(layer.plan, layer.supports, compiled=True)
-    x = _examples(layer, 5)
+    """Values and gradients, in the first call and in those that find what is compiled."""
+    plain, layer = emfc.compile(model, 12), emfc.compile(model, 12, compile=True)
+    x = _examples(plain, 5)
     results = []
-    for density in (fused, layer.density):
-        layer.density = density
-        inputs = [x.clone().requires_grad_(), *layer.parameters()]
-        value = layer().log_prob(inputs[0])
+    for held in (plain, layer, layer):
+        inputs = [x.clone().requires_grad_(), *held.parameters()]
+        value = held().log_prob(inputs[0])
         results.append([value, *torch.autograd.grad(value.sum(), inputs)])
-    for actual, expected in zip(*results, strict=True):
-        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9)
-    layer.density = fused
+    for found in results[1:]:
+        torch.testing.assert_close(found, results[0], rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(layer().log_prob(inputs[0]), results[0][0], rtol=1e-9, atol=1e-9)
     outside = x.clone()
     outside[0, 0] = torch.nan
     assert layer().log_prob(outside)[0].isnan()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("raw", [-60.0, -40.0, 40.0, 60.0, 100.0, 1000.0])
+def test_a_fused_density_is_the_same_at_extreme_scales(raw):
+    plain, layer = emfc.compile(brownian, 12), emfc.compile(brownian, 12, compile=True)
+    x = _examples(plain, 5)
+    for held in (plain, layer):
+        held.unconstrained[0].data.fill_(raw)
+    torch.testing.assert_close(layer().log_prob(x), plain().log_prob(x), equal_nan=True)
+    torch.testing.assert_close(layer().log_prob(x), plain().log_prob(x), equal_nan=True)
+
+
+@pytest.mark.slow
+def test_a_fused_density_is_computed_once():
+    layer = emfc.compile(brownian, 12, compile=True).requires_grad_(False)
+    x = _examples(layer, 5)
+    layer().log_prob(x)
+    held, calls = layer.density.fused, []
+    compiled = held._compiled
+    held._compiled = lambda *args: calls.append(None) or compiled(*args)
+    layer().log_prob(x)
+    assert len(calls) == 1
+    plain = emfc.compile(brownian, 12)
+    for held in (plain, layer):
+        held.set_values({"scale": torch.tensor(2.0)})
+    torch.testing.assert_close(layer().log_prob(x), plain().log_prob(x))
 
 
 @pytest.mark.slow
