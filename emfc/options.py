@@ -39,7 +39,7 @@ def read_whole(name: str, value: Any, least: int, most: float = math.inf) -> int
         UserError: It is another type, or outside.
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
-        span = f"{least} or more" if most == math.inf else f"from {least} to {most:g}"
+        span = f"{least} or more" if most == math.inf else f"from {least:,} to {most:,}"
         raise UserError(f"{name} must be a whole number, {span}, not {value!r}")
     return int(value)
 
@@ -66,21 +66,23 @@ def read_number(
     Raises:
         UserError: It is another type, no number or outside.
     """
-    allowed = not isinstance(value, bool) and isinstance(value, Real)
-    if allowed:
-        number = float(value)
-        allowed = number > above if least is None else number >= least
-        allowed = allowed and (number < below or (infinite and below == math.inf and number == math.inf))
-    if not allowed:
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:
+        number = math.nan
+    enough = number > above if least is None else number >= least
+    if not enough or not (number < below or (infinite and below == math.inf)):
         raise UserError(f"{name} must be {_range(above, least, below)}, not {value!r}")
-    return float(value)
+    return number
 
 
 def _range(above: float, least: float | None, below: float) -> str:
     """What numbers are allowed, in words."""
     if least is not None:
         return f"a number, {least:g} or more" + ("" if below == math.inf else f" and below {below:g}")
-    return "a positive number" if above == 0 and below == math.inf else f"a number between {above:g} and {below:g}"
+    if below == math.inf:
+        return "a finite number" if above == -math.inf else "a positive number" if above == 0 else f"above {above:g}"
+    return f"a number between {above:g} and {below:g}"
 
 
 def read_seconds(value: Any) -> float | None:

@@ -124,5 +124,5 @@ def print_result(run: TrainingRun, trained: Sequence[Trained], result: dict[str,
         rows.append([*cells, f"{found['parameters']:,}", str(found["epochs"]), f"{found['seconds']:.1f}"])
     count = result["rows"]
     drawn = " (drawn anew in every epoch)" if run.fresh else ""
-    told = f"{count['train']} training{drawn}, {count['validation']} validation and {count['test']} test rows"
+    told = f"{count['train']:,} training{drawn}, {count['validation']:,} validation and {count['test']:,} test rows"
     print_table(columns, rows, title=f"{run.program.title}: {told}", turn=True)

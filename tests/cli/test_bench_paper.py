@@ -95,6 +95,14 @@ def cell(kind="maf", program=None, nll=1.0, *, task=OU, seed=0, **values):
     return Cell(asking, nll, **{**held, **values})
 
 
+def made_cell(**changed):
+    """A line of a file of cells, with something changed in it."""
+    line = dataclasses.asdict(cell())
+    for name, value in changed.items():
+        (line["request"] if name in line["request"] else line)[name] = value
+    return json.dumps(line)
+
+
 def options(**values):
     held = {
         "studies": ("main",),
@@ -689,13 +697,13 @@ def test_page_and_document():
         {"main": {"Samples": "images/a.png"}},
     )
     page = as_markdown(results)
-    assert "whose number of parameters\nis nearest to MAF's; here all have the same number. Times" in page
+    assert "whose number of\nparameters is nearest to MAF's; here all have the same number. Times" in page
     wide = Results({"main": pairs("gemf-t", "c", [24.1], parameters=1035)})
     assert "the largest difference is 3.5 % (Ornstein-Uhlenbeck process, gemf-t:c). Times" in as_markdown(wide)
     assert "MAF's. Times" in as_markdown(Results({"main": pairs("bare", "right", [24.1])}))
     for part in (
-        "### Ornstein-Uhlenbeck process\n\nD = 30; 2 layers of 8 × 8 units; 5,000 steps of batch 100; "
-        "100 test examples; best possible 24.076.",
+        "### Ornstein-Uhlenbeck process\n\nD = 30; 2 layers; 8 × 8 units; default activation; 5,000 steps; batch 100; "
+        "learning rate 0.005; 100 test examples; float32; best possible 24.076.",
         "| GEMF-T, continuity | 24.150 ± 0.050 |",
         "![Samples](images/a.png)",
         "| task | flow | 50 | 200 |",
@@ -802,13 +810,28 @@ def test_report_gathers_runs_of_different_options(command, tmp_path):
     rows = [(held["row"], held["recipe"]["learning_rate"]) for held in document["rows"]["main"]]
     assert rows == [("maf", None), ("gemf-t:c", None), ("maf", 1e-3), ("bare:right", 1e-3)]
     page = (tmp_path / "p.md").read_text()
-    assert "### Ornstein-Uhlenbeck process\n" in page
-    assert "### Ornstein-Uhlenbeck process, learning rate 0.001\n" in page
-    assert "(drawn/paper-ornstein-uhlenbeck-samples.png)" in page
+    for rate in ("0.005", "0.001"):
+        assert f"### Ornstein-Uhlenbeck process, learning rate {rate}\n" in page
+    assert "(drawn/paper-ornstein-uhlenbeck-learning-rate-0.005-samples.png)" in page
+    assert not any("without a finite loss" in goal["what"] for goal in document["goals"])
     assert document["missing"] == []
     lines = [json.loads(line) for line in second.read_text().splitlines()]
     second.write_text("".join(json.dumps(line | {"code": "other"}) + "\n" for line in lines))
     assert "different versions of the code" in command("bench", "paper-report", first, second, "--json").stdout
+    changed = lines[0] | {"request": lines[0]["request"] | {"settings": "other"}}
+    second.write_text("".join(json.dumps(line) + "\n" for line in [*lines, changed]))
+    document = json.loads(command("bench", "paper-report", second, "--json").stdout)
+    assert [held["nll"]["count"] for held in document["rows"]["main"]] == [1, 1]
+
+
+def test_report_keeps_recipes_of_learning_curves_apart(command, tmp_path):
+    words = (*QUICK, "--study", "few", "--rows", "maf", "--sizes", "50")
+    for steps in ("2", "3"):
+        command(*words, "--steps", steps, "--keep", tmp_path / "cells.jsonl")
+    command("bench", "paper-report", tmp_path / "cells.jsonl", "-o", tmp_path / "p.md", "--pictures", tmp_path)
+    page = (tmp_path / "p.md").read_text()
+    assert page.count("| Ornstein-Uhlenbeck process | MAF |") == 2
+    assert (tmp_path / "paper-learning-curves-2.png").exists()
 
 
 def test_pages_are_written_where_a_picture_fails(command, tmp_path, monkeypatch):
@@ -823,7 +846,19 @@ def test_pages_are_written_where_a_picture_fails(command, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "does not exist; give files that"), ("", "hold no cells that are done"), ("[]", "does not hold results")],
+    [
+        (None, "is not a file; give files that"),
+        ("", "hold no cells that are done"),
+        ("\n[]", "does not hold results of emfc bench paper; see line 2"),
+        ("3", "see line 1"),
+        ("null", "see line 1"),
+        ("[" * 100_000, "see line 1"),
+        (made_cell(nll="many"), "see line 1"),
+        (made_cell(gates=[1]), "see line 1"),
+        (made_cell(task="nope"), "a cell of the task 'nope' and the row 'maf' is not of this version"),
+        (made_cell(kind="best"), "the row 'best' is not of this version"),
+        (made_cell(program="p"), "the row 'maf:p' is not of this version"),
+    ],
 )
 def test_files_that_cannot_be_reported(command, tmp_path, text, message):
     path = tmp_path / "cells.jsonl"

@@ -103,6 +103,7 @@ def bench_paper(
     from emfc.cli.bench.paper_plan import SIZES, STUDIES, Options, plan
     from emfc.cli.bench.paper_run import run_plan
     from emfc.cli.bench.paper_tasks import TASKS
+    from emfc.data.atomic import check_target
     from emfc.flows.networks import ACTIVATIONS
 
     if steps is not None and minutes is not None:
@@ -135,6 +136,8 @@ def bench_paper(
         file=images,
     )
     check_outputs(output or [], pictures)
+    if keep is not None:
+        check_target(keep)
     try:
         planned, missing = plan(options)
         results = run_plan(

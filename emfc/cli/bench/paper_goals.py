@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from emfc.cli.bench.paper_cells import Request
+from emfc.cli.bench.paper_recipes import Group
 from emfc.cli.bench.paper_rows import KINDS, Row, row_title
-from emfc.cli.bench.paper_summary import Estimate, Group, Summary, difference
+from emfc.cli.bench.paper_summary import Estimate, Summary, difference
 from emfc.cli.bench.paper_tasks import TASKS
 
 __all__ = ["CLOSED", "GOALS", "PaperGoal", "Reached", "reached", "reached_when_wrong"]
@@ -120,18 +121,18 @@ FINITE = "middle"
 """Where the official code's program gave no finite loss on the Lorenz system."""
 
 
-def reached(found: Sequence[Summary], failed: Sequence[Request] = ()) -> list[Reached]:
+def reached(found: Sequence[Summary], failed: Sequence[Request] | None = ()) -> list[Reached]:
     """Hold the figures of the main study against the goals.
 
     Args:
         found: Summaries of any tasks and rows.
-        failed: Cells that came to nothing.
+        failed: Cells that came to nothing; None where they are not known.
 
     Returns:
         One entry for each goal that the figures say something about.
     """
     held = [entry for goal in GOALS if (entry := _reached(goal, found)) is not None]
-    return [*held, *_finite(found, failed)]
+    return held if failed is None else [*held, *_finite(found, failed)]
 
 
 def _reached(goal: PaperGoal, found: Sequence[Summary]) -> Reached | None:
@@ -140,8 +141,13 @@ def _reached(goal: PaperGoal, found: Sequence[Summary]) -> Reached | None:
     if not values:
         return None
     value, best = min(values, key=lambda pair: (math.isnan(pair[0]), pair[0]))
-    where = row_title(best.row, TASKS[goal.task])
+    where = _where(best)
     return Reached(goal.task, goal.what, goal.limit, value, where, value <= goal.limit)
+
+
+def _where(summary: Summary) -> str:
+    """The row that a figure comes from, and in what its table differs from others of the same task."""
+    return row_title(summary.row, TASKS[summary.group.task]) + summary.apart
 
 
 def _speaks_of(goal: PaperGoal, summary: Summary) -> bool:
@@ -164,10 +170,10 @@ def _long_enough(request: Request, steps: int) -> bool:
 
 
 def _within(summary: Summary, minutes: float) -> bool:
-    """Whether that was measured with so many minutes, or with many steps that took no longer."""
+    """Whether that was measured with so many minutes at most, or with many steps that took no longer."""
     request = summary.cells[0].request
     short = all(cell.processor <= 60 * minutes for cell in summary.cells)
-    return request.minutes == minutes or (short and _long_enough(request, LONG))
+    return (request.minutes is not None and request.minutes <= minutes) or (short and _long_enough(request, LONG))
 
 
 def _value(goal: PaperGoal, summary: Summary, found: Sequence[Summary]) -> float | None:
@@ -222,16 +228,20 @@ def reached_when_wrong(found: Sequence[Summary]) -> list[Reached]:
         if apart:
             what = f"{title}, difference to MAF less one standard error"
             entries.append(_worst(task, what, 0.0, apart))
-        idle = [(summary.gates[1], summary) for summary in rows if summary.gates is not None and not _helped(summary)]
+        idle = [
+            (summary.gates[1], summary)
+            for summary in rows
+            if summary.gates and summary.difference and not _helped(summary)
+        ]
         if idle:
             entries.append(_worst(task, f"{title}, mean gate where the program is of no use", CLOSED, idle))
     return entries
 
 
 def _helped(summary: Summary) -> bool:
-    """Whether a row is better than the baseline by more than a standard error."""
+    """Whether a row is better than the baseline by more than a standard error, which one seed cannot tell."""
     apart = summary.difference
-    return apart is not None and apart.mean + (apart.error if math.isfinite(apart.error) else 0.0) < 0
+    return apart is not None and apart.mean + apart.error < 0
 
 
 def _worse(apart: Estimate) -> float:
@@ -240,4 +250,4 @@ def _worse(apart: Estimate) -> float:
 
 def _worst(task: str, what: str, limit: float, values: Sequence[tuple[float, Summary]]) -> Reached:
     value, summary = max(values, key=lambda pair: (math.isnan(pair[0]), pair[0]))
-    return Reached(task, what, limit, value, row_title(summary.row, TASKS[task]), value <= limit)
+    return Reached(task, what, limit, value, _where(summary), value <= limit)

@@ -11,34 +11,44 @@ from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
+from pydantic import TypeAdapter
+
 from emfc import __version__
-from emfc.cli.bench.paper_cells import Cell, Request
+from emfc.cli.bench.paper_cells import Cell
 from emfc.errors import UserError
 
 __all__ = ["keep_cell", "kept_cells", "source_digest"]
 
 SHORT = 12
+_CELL = TypeAdapter(Cell)
 BEGINNING = '{"request": '
 
 
 def kept_cells(path: Path | None) -> list[Cell]:
     """Cells of earlier runs; one that was cut off when a run was killed is left out.
 
+    Args:
+        path: The file; none where it is None or doesn't exist.
+
     Raises:
         UserError: The file is of something else.
     """
-    from emfc.data.atomic import check_target
-
-    if path is None:
-        return []
-    check_target(path)
-    if not path.exists():
+    if path is None or not path.exists():
         return []
     try:
-        cells = [_cell(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except (ValueError, TypeError, KeyError, OSError) as error:
-        raise UserError(f"{path} does not hold results of emfc bench paper; give another file to --keep") from error
-    return [cell for cell in cells if cell is not None]
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no text; it needs results of emfc bench paper") from error
+    cells = []
+    for number, line in enumerate(lines, 1):
+        try:
+            cells += [_CELL.validate_json(line)] if line else []
+        except ValueError as error:
+            if not (line.startswith(BEGINNING) and _cut_off(line)):
+                raise UserError(f"{path} does not hold results of emfc bench paper; see line {number}") from error
+    return cells
 
 
 def keep_cell(path: Path | None, cell: Cell) -> None:
@@ -62,16 +72,13 @@ def _ends_line(file: BinaryIO) -> bool:
     return file.read(1) == b"\n"
 
 
-def _cell(line: str) -> Cell | None:
+def _cut_off(line: str) -> bool:
+    """Whether the end of a line is missing."""
     try:
-        document = json.loads(line)
-    except ValueError:
-        if line.startswith(BEGINNING):
-            return None
-        raise
-    request = document.pop("request")
-    request["hidden"], document["hidden"] = tuple(request["hidden"]), tuple(document["hidden"])
-    return Cell(Request(**request), **document)
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 @cache

@@ -17,7 +17,6 @@ from emfc.cli.bench.paper_table import (
     goal_rows,
     table_rows,
     tables,
-    told_group,
 )
 from emfc.cli.console import finite_or_none, print_json, print_table, say
 from emfc.data.atomic import check_target, write_text
@@ -52,8 +51,8 @@ def show_results(results: Results, *, as_json: bool) -> None:
         return
     sides = ("left", *("right",) * (len(COLUMNS) - 1))
     for cells in results.cells.values():
-        for group, found in tables(cells).items():
-            print_table(list(zip(COLUMNS, sides, strict=True)), table_rows(found), title=told_group(group))
+        for found in tables(cells).values():
+            print_table(list(zip(COLUMNS, sides, strict=True)), table_rows(found), title=found[0].title)
     goals = goal_rows(results.goals)
     if goals:
         sides = ("left", "left", "right", "right", "left", "left")

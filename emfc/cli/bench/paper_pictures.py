@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from emfc.cli.bench.paper_cells import SAMPLES, Cell, Request, data_source, load_task_program
+from emfc.cli.bench.paper_recipes import told_recipe
 from emfc.cli.bench.paper_rows import BASELINE, KINDS, Row, row_title
-from emfc.cli.bench.paper_summary import Summary, summaries
-from emfc.cli.bench.paper_table import tables, told_group
+from emfc.cli.bench.paper_summary import Summary, by_recipe, summaries
+from emfc.cli.bench.paper_table import tables
 from emfc.cli.bench.paper_tasks import TASKS, PaperTask
 from emfc.report import draw_examples, draw_image_panels
 from emfc.report.paper import draw_gates, draw_learning_curves
@@ -43,15 +45,17 @@ def draw_pictures(cells: Mapping[str, Sequence[Cell]], folder: Path) -> dict[str
     for study, held in cells.items():
         found = drawn.setdefault(study, {})
         if study == "few":
-            path = folder / f"paper-learning-curves{ENDING}"
-            if _draw_curves(path, summaries(held)):
-                found["Learning curves"] = path
+            recipes = by_recipe(summaries(held))
+            for number, (recipe, curves) in enumerate(recipes.items(), 1):
+                path = folder / f"paper-learning-curves{'' if len(recipes) == 1 else f'-{number}'}{ENDING}"
+                _draw_curves(path, curves)
+                found[f"Learning curves: {'; '.join(told_recipe(recipe))}"] = path
             continue
         for group, rows in tables(held).items():
-            rate = group.recipe.learning_rate
-            words = ("paper", group.task, group.protocol, None if rate is None else f"{rate:g}")
-            stem = "-".join(word for word in (*words, "" if study == "main" else study) if word)
-            told = told_group(group)
+            told = rows[0].title
+            apart = re.sub(r"[^a-z0-9.]+", "-", rows[0].apart.lower()).strip("-")
+            words = ("paper", group.task, group.protocol, apart, "" if study == "main" else study)
+            stem = "-".join(word for word in words if word)
             samples, gates = folder / f"{stem}-samples{ENDING}", folder / f"{stem}-gates{ENDING}"
             if study == "main" and _draw_samples(samples, rows, TASKS[group.task]):
                 found[f"Samples: {told}"] = samples
@@ -97,8 +101,8 @@ def _worth_showing(rows: Sequence[Summary]) -> dict[str, Cell]:
         drawn = [
             (summary.nll.mean, number, cell)
             for number, summary in enumerate(group)
-            for cell in summary.cells[:1]
-            if cell.samples and math.isfinite(summary.nll.mean)
+            for cell in [cell for cell in summary.cells if cell.samples][:1]
+            if math.isfinite(summary.nll.mean)
         ]
         if drawn:
             _, number, cell = min(drawn, key=lambda found: found[:2])
@@ -146,19 +150,14 @@ def _side_by_side(gates: Sequence[float], image: tuple[int, int]) -> list[float]
     return [float(gate) for gate in np.asarray(gates).reshape(-1, ACROSS, height, width).swapaxes(1, 2).ravel()]
 
 
-def _draw_curves(path: Path, found: Sequence[Summary]) -> bool:
+def _draw_curves(path: Path, found: Sequence[Summary]) -> None:
     panels: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
     what: dict[str, str] = {}
     for summary in found:
-        task, examples = summary.group.task, summary.group.examples
-        if examples is None:
-            continue
         shown = summary.nll if summary.above is None else summary.above
-        panel = TASKS[task].title
+        panel = TASKS[summary.group.task].title
         what[panel] = "NLL, nats" if summary.above is None else "nats above the best possible"
         name = KINDS[summary.row.kind].title + {None: "", RIGHT: ", right"}.get(summary.row.program, ", program")
-        panels.setdefault(panel, {}).setdefault(name, []).append((examples, shown.mean, shown.error))
-    if not panels:
-        return False
+        point = (summary.group.examples or 0, shown.mean, shown.error)
+        panels.setdefault(panel, {}).setdefault(name, []).append(point)
     draw_learning_curves(path, panels, what=what)
-    return True

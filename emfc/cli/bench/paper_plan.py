@@ -9,8 +9,8 @@ from pathlib import Path
 
 from emfc.cli.bench.paper_cells import Cell, Request
 from emfc.cli.bench.paper_keep import source_digest
+from emfc.cli.bench.paper_recipes import group_of
 from emfc.cli.bench.paper_rows import BASELINE, KINDS, Row, read_row
-from emfc.cli.bench.paper_summary import Group, group_of
 from emfc.cli.bench.paper_tasks import FEW_TASKS, TASKS, PaperTask
 from emfc.errors import UserError
 
@@ -206,29 +206,34 @@ def by_study(cells: Sequence[Cell]) -> dict[str, list[Cell]]:
     where that has other rows in the same table.
 
     Args:
-        cells: The cells; of two with the same request the last one counts, also where the program's file has changed.
+        cells: The cells; of two with the same request the last one counts, also where the program's file or
+            settings have changed.
 
     Returns:
         Cells of each study that has some.
     """
-    latest = {replace(cell.request, source="").identity: cell for cell in cells}.values()
+    latest = {replace(cell.request, source="", settings="").identity: cell for cell in cells}.values()
     found: dict[str, list[Cell]] = {study: [] for study in STUDIES}
-    wrong: set[Group] = set()
+    wrong = {group_of(cell.request) for cell in latest if _is_wrong(cell.request)}
+    right = {group_of(cell.request) for cell in latest if cell.request.program and not _is_wrong(cell.request)}
     for cell in latest:
-        request = cell.request
+        request, task, group = cell.request, TASKS[cell.request.task], group_of(cell.request)
         if request.examples is not None:
             found["few"].append(cell)
-        elif request.program in TASKS[request.task].wrong_programs:
+        elif request.program is not None:
+            found["wrong" if _is_wrong(request) else "main"].append(cell)
+        elif request.supports != next(iter(task.programs)):
             found["wrong"].append(cell)
-            wrong.add(group_of(request))
-        elif request.program is not None or request.supports == next(iter(TASKS[request.task].programs)):
-            found["main"].append(cell)
-        if request.program is None and request.examples is None and request.supports == _supports(TASKS[request.task]):
-            found["wrong"].append(cell)
-    right = {group_of(cell.request) for cell in found["main"] if cell.request.program is not None}
-    found["main"] = [cell for cell in found["main"] if (group := group_of(cell.request)) in right or group not in wrong]
-    found["wrong"] = [cell for cell in found["wrong"] if group_of(cell.request) in wrong]
+        else:
+            if group in right or group not in wrong:
+                found["main"].append(cell)
+            if group in wrong and request.supports == _supports(task):
+                found["wrong"].append(cell)
     return {study: held for study, held in found.items() if held}
+
+
+def _is_wrong(request: Request) -> bool:
+    return request.program in TASKS[request.task].wrong_programs
 
 
 def _supports(task: PaperTask) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from emfc.cli.options import JsonOption
 from emfc.errors import UserError
+
+if TYPE_CHECKING:
+    from emfc.cli.bench.paper_cells import Request
 
 __all__ = ["bench_paper_report", "register"]
 
@@ -48,17 +51,33 @@ def bench_paper_report(
 
     for path in files:
         if not path.is_file():
-            raise UserError(f"{path} does not exist; give files that emfc bench paper --keep has written")
+            raise UserError(f"{path} is not a file; give files that emfc bench paper --keep has written")
     check_outputs(output or [], pictures)
     folder = str(find_models(models))
-    kept = [cell for path in files for cell in kept_cells(path)]
-    if not kept:
+    kept = [replace(cell, request=replace(cell.request, models=folder)) for path in files for cell in kept_cells(path)]
+    for cell in kept:
+        _require_known(cell.request)
+    cells = by_study(kept)
+    if not cells:
         raise UserError(f"{' and '.join(map(str, files))} hold no cells that are done")
-    cells = by_study([replace(cell, request=replace(cell.request, models=folder)) for cell in kept])
-    results = Results(cells)
+    results = Results(cells, knows_failures=False)
     if len({cell.code for held in cells.values() for cell in held}) > 1:
         results.missing.append(DIFFERENT_CODE)
     if cost:
         time_steps(results, {study: [cell.request for cell in held] for study, held in cells.items()})
     show_results(results, as_json=as_json)
     write_results(results, output or [], pictures)
+
+
+def _require_known(request: Request) -> None:
+    """Refuse a cell of a task, row or program that this version doesn't have."""
+    from emfc.cli.bench.paper_rows import KINDS
+    from emfc.cli.bench.paper_tasks import TASKS
+
+    known = request.task in TASKS and request.kind in KINDS
+    programs = TASKS[request.task].programs if known else {}
+    if not known or request.supports not in programs or not (request.program is None or request.program in programs):
+        raise UserError(
+            f"a cell of the task {request.task!r} and the row {request.row!r} is not of this version of emfc; "
+            "measure it again"
+        )

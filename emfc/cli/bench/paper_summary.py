@@ -6,43 +6,13 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
-from emfc.cli.bench.paper_cells import Cell, Request
+from emfc.cli.bench.paper_cells import Cell
+from emfc.cli.bench.paper_recipes import Group, Recipe, group_of, group_titles, told_group
 from emfc.cli.bench.paper_rows import BASELINE, KINDS, Row
 from emfc.cli.bench.paper_tasks import TASKS
 
-__all__ = ["Estimate", "Group", "Recipe", "Summary", "difference", "estimate", "group_of", "summaries"]
-
-
-class Recipe(NamedTuple):
-    """How all flows of one table are built, trained and tested; see `Request`."""
-
-    steps: int | None
-    minutes: float | None
-    batch: int
-    hidden: tuple[int, ...]
-    transforms: int
-    activation: str | None
-    learning_rate: float | None
-    test_rows: int
-    dtype: str
-
-
-class Group(NamedTuple):
-    """What the rows of one table have in common.
-
-    Attributes:
-        task: Key of the task.
-        protocol: Where training and test examples come from.
-        examples: Number of training examples.
-        recipe: How flows are built, trained and tested.
-    """
-
-    task: str
-    protocol: str | None
-    examples: int | None
-    recipe: Recipe
+__all__ = ["Estimate", "Summary", "by_recipe", "difference", "estimate", "summaries"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +36,7 @@ class Summary:
 
     Attributes:
         group: What it has in common with the other rows of its table.
+        title: That table in words, told apart from others of the same task.
         row: The row.
         cells: Its cells, by seed.
         nll: Negative log likelihood of test examples, nats.
@@ -74,11 +45,17 @@ class Summary:
     """
 
     group: Group
+    title: str
     row: Row
     cells: tuple[Cell, ...]
     nll: Estimate
     difference: Estimate | None
     above: Estimate | None
+
+    @property
+    def apart(self) -> str:
+        """How the table's title goes on after its task, to tell it apart from others; empty where it need not."""
+        return self.title.removeprefix(told_group(self.group))
 
     @property
     def embedded(self) -> bool:
@@ -112,12 +89,6 @@ def difference(cells: Iterable[Cell], others: Iterable[Cell]) -> Estimate | None
     return estimate(pairs) if pairs else None
 
 
-def group_of(request: Request) -> Group:
-    """The table that a cell is of."""
-    recipe = Recipe(*(getattr(request, name) for name in Recipe._fields))
-    return Group(request.task, request.protocol, request.examples, recipe)
-
-
 def summaries(cells: Iterable[Cell]) -> list[Summary]:
     """Summarise cells that belong to one study.
 
@@ -135,6 +106,7 @@ def summaries(cells: Iterable[Cell]) -> list[Summary]:
         groups.setdefault(group, {}).setdefault(Row(request.kind, request.program), []).append(cell)
     places = {key: place for place, key in enumerate(TASKS)}
     order = sorted(groups, key=lambda held: (places[held.task], held.protocol != "paper", held.examples or 0))
+    titles = group_titles(order)
     found = []
     for group in order:
         rows = groups[group]
@@ -143,7 +115,7 @@ def summaries(cells: Iterable[Cell]) -> list[Summary]:
             held.sort(key=lambda cell: cell.request.seed)
             apart = None if row == Row(BASELINE, None) else difference(held, baseline)
             nll = estimate([cell.nll for cell in held])
-            found.append(Summary(group, row, tuple(held), nll, apart, _above(held)))
+            found.append(Summary(group, titles[group], row, tuple(held), nll, apart, _above(held)))
     return found
 
 
@@ -155,3 +127,12 @@ def _above(cells: Sequence[Cell]) -> Estimate | None:
     if len(known) < len(cells):
         return None
     return estimate([cell.nll - value for cell, value in zip(cells, known, strict=True)])
+
+
+def by_recipe(found: Iterable[Summary]) -> dict[Recipe, list[Summary]]:
+    """Summaries of learning curves by the recipe, each with a table and a picture of its own."""
+    recipes: dict[Recipe, list[Summary]] = {}
+    for summary in found:
+        if summary.group.examples is not None:
+            recipes.setdefault(summary.group.recipe, []).append(summary)
+    return recipes

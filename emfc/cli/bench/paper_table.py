@@ -11,8 +11,9 @@ from typing import Any
 from emfc.cli.bench.paper_cells import Cell, Request
 from emfc.cli.bench.paper_cost import StepCost, cost_goals
 from emfc.cli.bench.paper_goals import Reached, reached, reached_when_wrong
+from emfc.cli.bench.paper_recipes import Group, group_of, told_group, told_recipe
 from emfc.cli.bench.paper_rows import KINDS, row_title
-from emfc.cli.bench.paper_summary import Estimate, Group, Summary, group_of, summaries
+from emfc.cli.bench.paper_summary import Estimate, Summary, by_recipe, summaries
 from emfc.cli.bench.paper_tasks import TASKS
 
 __all__ = ["COLUMNS", "GOAL_COLUMNS", "Results", "as_document", "as_markdown", "goal_rows", "table_rows", "tables"]
@@ -48,6 +49,7 @@ class Results:
         missing: What was left out, in sentences.
         costs: Costs of training steps.
         pictures: Pictures by study: title and path from the page.
+        knows_failures: Whether cells that came to nothing are among the failures; kept cells tell nothing of them.
     """
 
     cells: dict[str, list[Cell]] = field(default_factory=dict)
@@ -55,12 +57,13 @@ class Results:
     missing: list[str] = field(default_factory=list)
     costs: list[StepCost] = field(default_factory=list)
     pictures: dict[str, dict[str, str]] = field(default_factory=dict)
+    knows_failures: bool = True
 
     @property
     def goals(self) -> list[Reached]:
         """Goals that the figures say something about."""
         failed = [request for request, _ in self.failures]
-        main = reached(summaries(self.cells.get("main", [])), failed)
+        main = reached(summaries(self.cells.get("main", [])), failed if self.knows_failures else None)
         return [*main, *cost_goals(self.costs), *reached_when_wrong(summaries(self.cells.get("wrong", [])))]
 
     @property
@@ -84,15 +87,6 @@ def told_request(request: Request) -> str:
 def told_row(request: Request) -> str:
     """A cell in words, but for its seed."""
     return f"{told_group(group_of(request))}, {request.row}"
-
-
-def told_group(group: Group) -> str:
-    """What the rows of a table have in common, in words."""
-    words = [TASKS[group.task].title]
-    words += [] if group.protocol is None else [f"{group.protocol} protocol"]
-    words += [] if group.examples is None else [f"{group.examples:,} examples"]
-    words += [] if group.recipe.learning_rate is None else [f"learning rate {group.recipe.learning_rate:g}"]
-    return ", ".join(words)
 
 
 def tables(cells: Sequence[Cell]) -> dict[Group, list[Summary]]:
@@ -144,8 +138,8 @@ def as_markdown(results: Results) -> str:
         parts.append(f"\n## {STUDIES[study]}\n")
         if study == "few":
             parts.append(f"\n{_few(cells)}")
-        for group, held in ({} if study == "few" else tables(cells)).items():
-            parts.append(f"\n### {told_group(group)}\n\n{_about(held)}\n\n{_markdown(COLUMNS, table_rows(held))}")
+        for held in () if study == "few" else tables(cells).values():
+            parts.append(f"\n### {held[0].title}\n\n{_about(held)}\n\n{_markdown(COLUMNS, table_rows(held))}")
         parts += [f"\n![{title}]({path})\n" for title, path in results.pictures.get(study, {}).items()]
     goals = goal_rows(results.goals)
     if results.costs:
@@ -190,13 +184,13 @@ def _summary(summary: Summary) -> dict[str, Any]:
     }
 
 
-TOLD = """Written by `emfc bench paper`. Negative log likelihoods (NLL) are in nats for each example, on fresh test
+TOLD = """Written by `emfc bench paper` and `paper-report`. Negative log likelihoods (NLL) are in nats, on fresh test
 examples, as means and standard errors over seeds; lower is better. *Less MAF* is the paired difference to MAF, which
 has the same training and test examples in each seed. *Above best* is less the value of the process that the data come
 from, on the same test examples where its density is known. *Gates* are the least, the mean and the largest. All flows
-have the same activation. All but MAF-L and the program alone have the width of hidden layers whose number of parameters
-is nearest to MAF's{matched}. Times are of training, on one thread. Goals of NLL are held against the best possible plus
-*above best*, which has the same mean and less noise."""
+of a table have the same activation. All but MAF-L and the program alone have the width of hidden layers whose number of
+parameters is nearest to MAF's{matched}. Times are of training, on one thread. Goals of NLL are held against the best
+possible plus *above best*, which has the same mean and less noise."""
 
 
 def _matched(results: Results) -> str:
@@ -215,19 +209,22 @@ def _matched(results: Results) -> str:
 
 def _about(found: Sequence[Summary]) -> str:
     """Sizes, length of training and best value of a table."""
-    recipe, task = found[0].group.recipe, TASKS[found[0].group.task]
-    length = f"{recipe.steps:,} steps" if recipe.steps is not None else f"{recipe.minutes:g} minutes of processor"
-    layers = f"{recipe.transforms} layers of {' × '.join(map(str, recipe.hidden))} units"
-    words = [f"D = {task.dim}", layers + ("" if recipe.activation is None else f" with {recipe.activation}")]
-    words += [f"{length} of batch {recipe.batch}", f"{recipe.test_rows:,} test examples"]
-    if task.floor is not None:
-        words.append(f"best possible {task.floor:g}")
-    return "; ".join(words) + "."
+    group = found[0].group
+    words = [f"D = {TASKS[group.task].dim}", *told_recipe(group.recipe)]
+    floor = TASKS[group.task].floor
+    return "; ".join(words if floor is None else [*words, f"best possible {floor:g}"]) + "."
 
 
 def _few(cells: Sequence[Cell]) -> str:
-    """One table for all tasks: a line for each flow, a column for each number of examples."""
-    found = summaries(cells)
+    """A table for each way of training: a line for each flow, a column for each number of examples."""
+    told = "Nats above the best possible after training on so many examples, a tenth of them kept for validation.\n"
+    return told + "".join(
+        f"\n{'; '.join(told_recipe(recipe))}.\n\n{_curves(held)}"
+        for recipe, held in by_recipe(summaries(cells)).items()
+    )
+
+
+def _curves(found: Sequence[Summary]) -> str:
     sizes = sorted({summary.group.examples or 0 for summary in found})
     lines: dict[tuple[str, str], dict[int, str]] = {}
     for summary in found:
@@ -237,8 +234,7 @@ def _few(cells: Sequence[Cell]) -> str:
         lines.setdefault((title, row_title(summary.row, task)), {})[summary.group.examples or 0] = _estimate(shown)
     columns = ("task", "flow", *(f"{size:,}" for size in sizes))
     rows = [[*titles, *(values.get(size, "") for size in sizes)] for titles, values in lines.items()]
-    told = "Nats above the best possible after training on so many examples, a tenth of them kept for validation.\n\n"
-    return told + _markdown(columns, rows, left=2)
+    return _markdown(columns, rows, left=2)
 
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> str:
