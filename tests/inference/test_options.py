@@ -165,7 +165,7 @@ def test_guide(options: dict[str, Any], told: str) -> None:
     [
         ({"hidden_features": 8}, "hidden_features must be widths"),
         ({"hidden_features": "abc"}, "hidden_features must be widths"),
-        ({"bins": 0}, "bins must be a whole number, from 2 to 1024"),
+        ({"bins": 0}, "bins must be a whole number, from 2 to 1,024"),
         ({"bins": "a"}, "bins must be"),
         ({"rank": 0, "backbone": "lowrank"}, "rank must be"),
         ({"rank": "a", "backbone": "lowrank"}, "rank must be"),
