@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from emfc.flows.baseline import SupportLayer
-from emfc.flows.normalisation import GatedNormalisation
+from emfc.flows.normalisation import LEAST_DEVIATION, GatedNormalisation
 from emfc.layers import StructuredLayer
+from emfc.layers.structured import OPEN_GATE
 from emfc.layers.supports import UNCOMPUTABLE
 
-__all__ = ["fit_program", "standardise", "start_from_data"]
+__all__ = ["fit_program", "standardise", "start_from_data", "start_gates"]
 
 ROWS = 4000
 WORK = 300_000_000
@@ -24,15 +25,56 @@ HELD_OUT = 0.25
 TOLERANCE = 1e-7
 WORST = 1e30
 AT_ONCE = 1024
+NEARLY_CLOSED = -2.0
+"""Logit of gates that begin nearly closed, from where they still find their way back."""
 
 
 def start_from_data(flow: Any, examples: Tensor) -> None:
-    """Starts a flow from training examples ``[rows, D]``: `fit_program`, then ``flow.start_from_data``.
+    """Starts a flow from training examples ``[rows, D]``: `fit_program`, `start_gates`, then ``flow.start_from_data``.
 
-    Both see the first 4000 rows at most, so give them in random order.
+    All see the first 4000 rows at most, so give them in random order.
     """
     fit_program(flow, examples[:ROWS])
+    start_gates(flow, examples[:ROWS])
     flow.start_from_data(examples[:ROWS])
+
+
+@torch.no_grad()
+def start_gates(flow: Any, data: Tensor) -> bool:
+    r"""Lets gates begin nearly closed where the program is worse than none.
+
+    A flow whose learned layers are the identity around standardised noise e has the loss, but for a constant,
+
+    .. math:: \sum_j \log \operatorname{sd}(e_j) - \operatorname{mean} \log |\det \partial e / \partial x|
+
+    which is compared with gates as they are and with gates at 0.
+
+    Args:
+        flow: The flow; its gates are left alone unless they all are as they were made.
+        data: Training examples ``[rows, D]``, as ``fit`` takes them.
+
+    Returns:
+        Whether gates were changed.
+    """
+    layer = flow.layer
+    logits = getattr(layer, "gate_logits", None)
+    if logits is None or not logits.numel() or not bool((logits == OPEN_GATE).all()):
+        return False
+    examples = data if flow.preprocess is None else flow.preprocess(data)
+    opened = _loss_at_start(layer(), examples)
+    logits.fill_(-math.inf)
+    closed = _loss_at_start(layer(), examples)
+    worse = closed < opened
+    logits.fill_(NEARLY_CLOSED if worse else OPEN_GATE)
+    return worse
+
+
+def _loss_at_start(transform: Transform, examples: Tensor) -> float:
+    """Loss of standardised noise under identity layers, but for a constant; infinite where it is not finite."""
+    parts = [transform.inverse_and_ladj(part) for part in examples.split(AT_ONCE)]  # type: ignore[attr-defined]
+    noise, ladj = (torch.cat(held).double() for held in zip(*parts, strict=True))
+    loss = float(noise.std(0).clamp(min=LEAST_DEVIATION).log().sum() - ladj.mean())
+    return loss if math.isfinite(loss) else math.inf
 
 
 @torch.no_grad()

@@ -31,7 +31,8 @@ from emfc.program.ir import Program
 
 __all__ = ["StructuredLayer", "StructuredTransform"]
 
-_OPEN = 5.0  # logit of a gate that is nearly open: sigmoid(5) = 0.993
+OPEN_GATE = 5.0
+"""Logit of a gate that is nearly open, as gates begin: sigmoid(5) = 0.993."""
 
 
 class StructuredLayer(nn.Module):
@@ -96,7 +97,7 @@ class StructuredLayer(nn.Module):
             self.supports.check_gates()
         count = {None: 0, "site": len(self.plan.example), "element": self.noise_dim}[gate]
         self.gate_logits = (
-            nn.Parameter(torch.full((count,), _OPEN, dtype=getattr(torch, program.dtype))) if gate else None
+            nn.Parameter(torch.full((count,), OPEN_GATE, dtype=getattr(torch, program.dtype))) if gate else None
         )
         owners = np.repeat(np.arange(len(self.plan.example)), [program.sites[i].noise_size for i in self.plan.example])
         self._owners: Tensor

@@ -133,7 +133,8 @@ def fit(
         dropout: Probability with which hidden units are dropped in training; None for 0.1 where the flow has more than
             ten parameters for each training row, else 0.
         start: Whether the flow first starts from the training data: the program's parameters by maximum likelihood of
-            the bare program (kept where that is better), and the standardisation of what the learned layers see.
+            the bare program (kept where that is better), gates nearly closed where the program is worse than none, and
+            the standardisation of what the learned layers see.
         max_divergences: How often training may go back to earlier weights.
         seed: Seed of the split, the order of the rows, the dequantisation and dropout.
         device: Where to train; the flow is moved there and stays there.

@@ -11,7 +11,7 @@ import torch
 from pyro.distributions import constraints
 
 from emfc.flows import EmbeddedModelFlow
-from emfc.flows.starting import fit_program, standardise, start_from_data
+from emfc.flows.starting import fit_program, standardise, start_from_data, start_gates
 from emfc.training import evaluate, fit
 
 
@@ -134,6 +134,48 @@ def test_no_start_leaves_the_flow_as_it_is():
     for normalisation in (flow.noise_normalisation.opened, flow.noise_normalisation.closed, flow.data_normalisation):
         assert torch.equal(normalisation.location, torch.zeros(6))
         assert torch.equal(normalisation.scale, torch.ones(6))
+
+
+def _shuffled(length=6):
+    """Neighbours in a wrong order: each value is tied to one that it has little to do with."""
+    step = pyro.param("step", lambda: torch.ones(()), constraint=constraints.positive)
+    x = {0: pyro.sample("x_0", dist.Normal(0.0, 1.0))}
+    for t in range(1, length):
+        x[t] = pyro.sample(f"x_{t}", dist.Normal(-x[t - 1], step))
+
+
+@pytest.mark.parametrize("gate", ["site", "element"])
+def test_gates_begin_nearly_closed_where_the_program_is_worse_than_none(gate):
+    rows = _rows()
+    for model, closes in ((_walk, False), (_shuffled, True)):
+        flow = EmbeddedModelFlow(model, gate=gate, hidden_features=[8])
+        fit_program(flow, rows)
+        assert start_gates(flow, rows) is closes
+        gates = flow.layer.gate_logits.sigmoid()
+        assert bool((gates < 0.2).all()) if closes else bool((gates > 0.99).all())
+        flow.start_from_data(rows)
+        held = flow.baseline()
+        held.start_from_data(rows)
+        assert closes == (float(held().log_prob(rows).mean()) > float(flow().log_prob(rows).mean()) - 0.5)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_gates_that_were_set_stay(value):
+    flow = EmbeddedModelFlow(_shuffled, gate="site", hidden_features=[8])
+    flow.layer.set_gates(value)
+    assert not start_gates(flow, _rows())
+    torch.testing.assert_close(flow.layer.gate_logits.sigmoid(), torch.full((6,), value))
+
+
+def test_a_wrong_program_does_no_harm():
+    rows = _rows()
+    losses = []
+    for flow in (EmbeddedModelFlow(_shuffled, gate="site", hidden_features=[16]), None):
+        torch.manual_seed(0)
+        held = flow or EmbeddedModelFlow(_shuffled, hidden_features=[16]).baseline()
+        fit(held, rows, epochs=20, batch_size=100, seed=0)
+        losses.append(evaluate(held, _rows(seed=1)).nll)
+    assert losses[0] < losses[1] + 0.05
 
 
 def test_gates_come_back_where_the_standardisation_fails():
