@@ -50,7 +50,7 @@ def start_gates(flow: Any, data: Tensor) -> bool:
     which is compared with gates as they are and with gates at 0.
 
     Args:
-        flow: The flow; its gates are left alone unless they all are as they were made.
+        flow: The flow; its gates are left alone unless they train and all are as they were made.
         data: Training examples ``[rows, D]``, as ``fit`` takes them.
 
     Returns:
@@ -58,14 +58,17 @@ def start_gates(flow: Any, data: Tensor) -> bool:
     """
     layer = flow.layer
     logits = getattr(layer, "gate_logits", None)
-    if logits is None or not logits.numel() or not bool((logits == OPEN_GATE).all()):
+    if logits is None or not logits.requires_grad or not logits.numel() or not bool((logits == OPEN_GATE).all()):
         return False
     examples = data if flow.preprocess is None else flow.preprocess(data)
     opened = _loss_at_start(layer(), examples)
-    logits.fill_(-math.inf)
-    closed = _loss_at_start(layer(), examples)
-    worse = closed < opened
-    logits.fill_(NEARLY_CLOSED if worse else OPEN_GATE)
+    try:
+        logits.fill_(-math.inf)
+        worse = _loss_at_start(layer(), examples) < opened
+    finally:
+        logits.fill_(OPEN_GATE)
+    if worse:
+        logits.fill_(NEARLY_CLOSED)
     return worse
 
 

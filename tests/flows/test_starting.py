@@ -167,6 +167,14 @@ def test_gates_that_were_set_stay(value):
     torch.testing.assert_close(flow.layer.gate_logits.sigmoid(), torch.full((6,), value))
 
 
+def test_gates_that_do_not_train_stay():
+    flow = EmbeddedModelFlow(_shuffled, gate="site", hidden_features=[8])
+    before = flow.layer.gate_logits.detach().clone()
+    flow.layer.gate_logits.requires_grad_(False)
+    assert not start_gates(flow, _rows())
+    torch.testing.assert_close(flow.layer.gate_logits.detach(), before, rtol=0, atol=0)
+
+
 def test_a_wrong_program_does_no_harm():
     rows = _rows()
     losses = []
