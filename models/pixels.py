@@ -88,8 +88,8 @@ def data(path=None, n=None, seed=0, side=28, part=None):
     Args:
         path: A ``.npz`` file with an array ``x``, ``pixels`` or ``images`` of whole levels 0 to 255,
             ``[images, side, side]`` or ``[images, side * side]``, such as MNIST.
-        n: Number of images; of a file, so many are taken at random, and None means all of them. 10,000 are simulated
-            where it is None.
+        n: Number of images; of a file, so many are taken at random, and None means all of them. More than there are
+            take all as often as one another, with fresh noise. 10,000 are simulated where it is None.
         seed: Seed of the images that are taken or simulated, and of their noise.
         side: Height and width of an image.
         part: ``"train"``, ``"validation"`` or ``"test"``: five sevenths of a file's images and one seventh for each of
@@ -100,9 +100,8 @@ def data(path=None, n=None, seed=0, side=28, part=None):
     generator = torch.Generator().manual_seed(seed if part is None else len(PARTS) * seed + PARTS.index(part))
     levels = _spots(10_000 if n is None else n, side, generator) if path is None else _part(_read(path, side), part)
     if path is not None and n is not None:
-        if n > len(levels):
-            raise ValueError(f"{n} images are asked for, but there are only {len(levels)} in {path}")
-        levels = levels[torch.randperm(len(levels), generator=generator)[:n]]
+        passes = [torch.randperm(len(levels), generator=generator) for _ in range(-(-n // len(levels)))]
+        levels = levels[torch.cat(passes)[:n]] if passes else levels[:0]
     inside = (levels.to(torch.get_default_dtype()) + torch.rand(levels.shape, generator=generator)) / LEVELS
     return {"pixels": torch.logit(MARGIN + (1 - 2 * MARGIN) * inside)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from emfc.flows.configuration import FlowConfiguration
 from emfc.flows.gaussian import GaussianLayer
 from emfc.flows.inversion import BlockwiseTransform
 from emfc.flows.networks import MaskedNetwork, hidden_activation, zero_last_layer
-from emfc.flows.univariate import AffineTransform, spline
+from emfc.flows.univariate import AffineTransform, ScaleTransform, spline
 
 __all__ = ["AutoregressiveLayer", "Backbone", "CouplingLayer"]
 
@@ -46,6 +47,9 @@ class AutoregressiveLayer(nn.Module):
         super().__init__()
         self.features = features
         self.sizes, self.univariate = _univariate(configuration)
+        self.log_scale: nn.Parameter | None = None
+        if configuration.backbone == "maf" and configuration.log_scale_bound is not None:
+            self.log_scale = nn.Parameter(torch.zeros(features))
         ranks = torch.arange(features)
         self.network = MaskedNetwork(
             ranks.flip(0) if reverse else ranks,
@@ -70,7 +74,9 @@ class AutoregressiveLayer(nn.Module):
     def forward(self, context: Tensor | None = None) -> Transform:
         """Returns the map from noise ``[*, D]`` to data ``[*, D]`` given a context ``[*, C]``."""
         inverse: Transform = self.autoregressive(context).inv
-        return inverse
+        if self.log_scale is None:
+            return inverse
+        return Chain(ScaleTransform(self.log_scale), inverse)
 
 
 class CouplingLayer(nn.Module):
@@ -125,6 +131,12 @@ class Backbone(nn.Module):
                 layers.append(AutoregressiveLayer(features, configuration, reverse=index % 2 == 1))
         self.layers = nn.ModuleList(layers)
 
+    def scale_parameters(self) -> Iterator[nn.Parameter]:
+        """Yields the log-scales of elements of affine layers."""
+        for layer in self.layers:
+            if isinstance(layer, AutoregressiveLayer) and layer.log_scale is not None:
+                yield layer.log_scale
+
     def forward(self, context: Tensor | None = None) -> Chain:
         """Returns the map from noise ``[*, D]`` to data ``[*, D]`` given a context ``[*, C]``."""
         return Chain(*(layer(context) for layer in self.layers))
@@ -135,4 +147,5 @@ def _univariate(configuration: FlowConfiguration) -> tuple[list[int], Any]:
     if configuration.backbone in ("nsf", "coupling"):
         bins = configuration.bins
         return [bins, bins, bins - 1], spline(bins, configuration.bound, configuration.core)
-    return [1, 1], AffineTransform
+    bound = configuration.log_scale_bound
+    return [1, 1], AffineTransform if bound is None else partial(AffineTransform, bound=bound)

@@ -24,6 +24,8 @@ class FlowConfiguration(BaseModel):
         hidden_features: Widths of the hidden layers of each hyper-network.
         context_features: Width of the context; 0 for none.
         activation: Activation of the hyper-networks.
+        log_scale_bound: How far the log-scale of an element of an affine layer may go up and down with the others and
+            the context; what it is on the whole is a number of its own. None: both are one output of the network.
         bins: Number of bins of a spline.
         bound: Half-width of the domain of a spline; the identity outside.
         core: Half-width of the part of that domain in which the knots start equally spaced.
@@ -40,6 +42,7 @@ class FlowConfiguration(BaseModel):
     hidden_features: tuple[int, ...] = Field(default=(128, 128), min_length=1, strict=False)
     context_features: int = Field(default=0, ge=0)
     activation: str = "tanh"
+    log_scale_bound: float | None = Field(default=3.0, gt=0.0)
     bins: int = Field(default=8, ge=2, le=1024)
     bound: float = Field(default=10.0, gt=0.0)
     core: float = Field(default=4.0, gt=0.0)

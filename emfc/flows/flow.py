@@ -306,6 +306,11 @@ class EmbeddedModelFlow(nn.Module):
             if backbone is not None:
                 yield from backbone.parameters()
 
+    def scale_parameters(self) -> Iterator[nn.Parameter]:
+        """Yields those of them that are the log-scales of elements in affine layers, which have to go furthest."""
+        for backbone in (self.before, self.after):
+            yield from () if backbone is None else backbone.scale_parameters()
+
     def extra_repr(self) -> str:
         configuration = self.configuration
         return f"backbone={configuration.backbone!r}, placement={configuration.placement!r}, dim={self.layer.dim}"

@@ -126,11 +126,11 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def _completed(document: dict[str, Any]) -> dict[str, Any]:
-    """The manifest with what versions before normalisation did not write."""
+    """The manifest with what the flows of earlier versions were, which did not write it."""
     configuration = document.get("configuration")
-    if not isinstance(configuration, dict) or "normalise" in configuration:
+    if not isinstance(configuration, dict):
         return document
-    return {**document, "configuration": {**configuration, "normalise": False}}
+    return {**document, "configuration": {"normalise": False, "log_scale_bound": None, **configuration}}
 
 
 def _checksum(document: dict[str, Any]) -> str:

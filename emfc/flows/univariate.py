@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.distributions import Transform, constraints
 
 from emfc.flows._zuko import MonotonicRQSTransform
+from emfc.transforms import LadjTransform
 
-__all__ = ["LOG_SCALE_BOUND", "AffineTransform", "soft_bound", "spline"]
+__all__ = ["LOG_SCALE_BOUND", "AffineTransform", "ScaleTransform", "soft_bound", "spline"]
 
 LOG_SCALE_BOUND = math.log(1e3)
-"""Scales stay strictly between one thousandth and one thousand."""
+"""Scales stay strictly between one thousandth and one thousand, where nothing else is said."""
 
 SPLINE_SLOPE = 1e-3
 
@@ -28,11 +29,12 @@ def soft_bound(value: Tensor, bound: float) -> Tensor:
 class AffineTransform(Transform):
     r"""Standardisation :math:`e = (x - m) \exp(-s)`, the form of the masked autoregressive flow's paper.
 
-    The log-scale is bounded smoothly on both sides, :math:`|s| < \log 1000`. Parameters of zero give the identity.
+    The log-scale is bounded smoothly on both sides. Parameters of zero give the identity.
 
     Args:
         mean: :math:`m`, any shape.
         log_scale: :math:`s` before it is bounded, same shape.
+        bound: What it stays below on either side.
 
     Source: Papamakarios et al. (2017), "Masked autoregressive flow for density estimation", equation 4.
     """
@@ -42,10 +44,10 @@ class AffineTransform(Transform):
     bijective = True
     sign = +1
 
-    def __init__(self, mean: Tensor, log_scale: Tensor) -> None:
+    def __init__(self, mean: Tensor, log_scale: Tensor, bound: float = LOG_SCALE_BOUND) -> None:
         super().__init__()
         self.mean = mean
-        self.log_scale = soft_bound(log_scale, LOG_SCALE_BOUND)
+        self.log_scale = soft_bound(log_scale, bound)
 
     def _call(self, x: Tensor) -> Tensor:
         return (x - self.mean) * torch.exp(-self.log_scale)
@@ -58,6 +60,31 @@ class AffineTransform(Transform):
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._call(x), -self.log_scale.expand(x.shape)
+
+
+class ScaleTransform(LadjTransform):
+    r"""The map :math:`x = \exp(c) \odot e` of vectors, with :math:`|c| < \log 1000`.
+
+    Args:
+        log_scale: c before it is bounded, shape ``[D]``; read when the map is called, so that gradients reach it.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+
+    def __init__(self, log_scale: Tensor) -> None:
+        super().__init__()
+        self.log_scale = log_scale
+
+    def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The scaled vector and the sum of the log-scales."""
+        log_scale = soft_bound(self.log_scale, LOG_SCALE_BOUND)
+        return x * log_scale.exp(), log_scale.sum(dim=-1).expand(x.shape[:-1])
+
+    def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The vector before it was scaled, and minus the sum of the log-scales."""
+        log_scale = soft_bound(self.log_scale, LOG_SCALE_BOUND)
+        return y * torch.exp(-log_scale), -log_scale.sum(dim=-1).expand(y.shape[:-1])
 
 
 @cache

@@ -148,6 +148,7 @@ class VariationalBackbone(nn.Module):
                 context_features=context_features,
                 activation=activation,
                 bins=bins,
+                log_scale_bound=None,
             )
             for index in range(transforms):
                 if backbone == "coupling" and features > 1:

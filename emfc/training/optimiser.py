@@ -12,6 +12,10 @@ from emfc.errors import UserError
 
 __all__ = ["FixedGates", "WeightAverage", "check_learnable", "make_optimiser", "schedule"]
 
+SCALE_FACTOR, SCALE_STEP = 30.0, 0.15
+"""Factor of the log-scales of affine layers, so that one number gets as far in a step as a network with all its
+weights; and their largest step."""
+
 _FUSED = {"cpu", "cuda"}
 """Devices on which one kernel makes the whole step."""
 
@@ -19,14 +23,17 @@ _FUSED = {"cpu", "cuda"}
 def make_optimiser(
     flow: Any, *, learning_rate: float, weight_decay: float, gate_factor: float, program_factor: float
 ) -> torch.optim.AdamW:
-    """Returns AdamW with four groups, each with its factor on the learning rate.
+    """Returns AdamW with five groups, each with its factor on the learning rate.
 
     Matrices of the learned layers decay; their biases, the program's parameters and the gates do not.
     """
-    backbone = [p for p in flow.backbone_parameters() if p.requires_grad]
+    scales = [p for p in flow.scale_parameters() if p.requires_grad]
+    apart = {id(p) for p in scales}
+    backbone = [p for p in flow.backbone_parameters() if p.requires_grad and id(p) not in apart]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in backbone if p.ndim >= 2], "weight_decay": weight_decay, "factor": 1.0},
         {"params": [p for p in backbone if p.ndim < 2], "weight_decay": 0.0, "factor": 1.0},
+        {"params": scales, "weight_decay": 0.0, "factor": min(SCALE_FACTOR, SCALE_STEP / learning_rate)},
         {"params": list(flow.program_parameters()), "weight_decay": 0.0, "factor": program_factor},
         {"params": list(flow.gate_parameters()), "weight_decay": 0.0, "factor": gate_factor},
     ]

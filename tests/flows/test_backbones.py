@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from emfc.flows.backbones import Backbone
+from emfc.flows.backbones import AutoregressiveLayer, Backbone
 from emfc.flows.configuration import FlowConfiguration
+from emfc.flows.inversion import BlockwiseTransform
 from emfc.flows.univariate import LOG_SCALE_BOUND, AffineTransform, soft_bound, spline
 
 KINDS = ["maf", "nsf", "coupling", "mvn"]
@@ -151,6 +152,28 @@ def test_log_scales_are_bounded_on_both_sides():
     transform = AffineTransform(torch.zeros(5), far)
     assert torch.isfinite(transform(torch.ones(5))).all()
     assert torch.isfinite(transform.inv(torch.ones(5))).all()
+
+
+def test_other_elements_move_a_log_scale_by_its_bound_at_most(dtype):
+    configuration = FlowConfiguration(hidden_features=(16,), context_features=1, transforms=1)
+    layer = AutoregressiveLayer(5, configuration, reverse=False).to(dtype)
+    _disturb(layer, 30.0)
+    constants = torch.tensor([0.5, -4.0, 0.0, 1.0, 2.0], dtype=dtype)
+    with torch.no_grad():
+        layer.log_scale.copy_(constants)
+    inverse = layer(100 * torch.randn(64, 1, dtype=dtype)).inv
+    value = (100 * torch.randn(64, 5, dtype=dtype)).requires_grad_()
+    noise = inverse(value)
+    slopes = [torch.autograd.grad(noise[:, i].sum(), value, retain_graph=True)[0][:, i] for i in range(5)]
+    moved = -torch.stack(slopes, -1).log() - soft_bound(constants, LOG_SCALE_BOUND)
+    assert moved.abs().max() <= configuration.log_scale_bound
+    assert moved.abs().max() > 0.9 * configuration.log_scale_bound
+
+
+def test_an_unbounded_layer_has_one_output_for_the_log_scale():
+    layer = AutoregressiveLayer(5, FlowConfiguration(log_scale_bound=None), reverse=False)
+    assert layer.log_scale is None
+    assert isinstance(layer().inv, BlockwiseTransform)
 
 
 def test_spline_starts_as_the_identity_with_knots_in_the_middle():

@@ -26,7 +26,7 @@ def layer(kind, features, hidden=(24, 24), *, context=0, reverse=False, scale=0.
     )
     made = AutoregressiveLayer(features, configuration, reverse=reverse)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in made.network.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
     return made if dtype is None else made.to(dtype)
 
@@ -122,7 +122,7 @@ def test_elements_that_the_network_sees_clipped(kind, dtype):
     noise, cotangent = torch.randn(6, 20, requires_grad=True), torch.randn(6, 20)
     transform = inversion.BlockwiseTransform(made.network, made._parametrised, None, limit=0.8, passes=20)
     bound = LOOSE if dtype == torch.float32 else TIGHT
-    leaves = [noise, *made.parameters()]
+    leaves = [noise, *made.network.parameters()]
     found = torch.autograd.grad(transform.inv(noise), leaves, cotangent)
     for one, other in zip(found, torch.autograd.grad(transform.by_passes(noise), leaves, cotangent), strict=True):
         torch.testing.assert_close(one, other, rtol=bound, atol=bound)

@@ -109,6 +109,19 @@ def test_runs_from_before_normalisation_still_load(tmp_path):
     assert torch.equal(again().log_prob(_data().double()), flow().log_prob(_data().double()))
 
 
+def test_runs_from_before_the_bound_on_log_scales_still_load(tmp_path):
+    flow = _shake(EmbeddedModelFlow.from_layer(_flow().layer, hidden_features=(8,), log_scale_bound=None))
+    save(flow, tmp_path / "run")
+    file = tmp_path / "run" / "manifest.json"
+    document = json.loads(file.read_text())
+    del document["configuration"]["log_scale_bound"]
+    document["checksum"] = _checksum(document)
+    file.write_text(json.dumps(document))
+    again = load(tmp_path / "run")
+    assert again.configuration == flow.configuration
+    assert torch.equal(again().log_prob(_data().double()), flow().log_prob(_data().double()))
+
+
 def test_the_form_of_gates_is_stored(tmp_path):
     flow = _flow(gate_form="parameter")
     flow.layer.set_gates(0.4)

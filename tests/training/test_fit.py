@@ -311,6 +311,12 @@ def test_gates_have_their_own_rate_and_no_decay():
     assert found[id(flow.layer.slope)] == (2.0, 0.0)
     weight = next(p for p in flow.backbone_parameters() if p.ndim == 2)
     assert found[id(weight)] == (1.0, 0.1)
+    scales = list(flow.scale_parameters())
+    assert len(scales) == 2
+    assert all(found[id(scale)] == (30.0, 0.0) for scale in scales)
+    fast = make_optimiser(flow, learning_rate=0.1, weight_decay=0.1, gate_factor=10.0, program_factor=2.0)
+    factors = [group["factor"] for group in fast.param_groups if group["params"][0] is scales[0]]
+    assert factors == [pytest.approx(1.5)]
 
 
 def _walk():
