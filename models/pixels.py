@@ -88,8 +88,9 @@ def data(path=None, n=None, seed=0, side=28, part=None):
     Args:
         path: A ``.npz`` file with an array ``x``, ``pixels`` or ``images`` of whole levels 0 to 255,
             ``[images, side, side]`` or ``[images, side * side]``, such as MNIST.
-        n: Number of images; of a file, so many are taken at random, and None means all of them. More than there are
-            take all as often as one another, with fresh noise. 10,000 are simulated where it is None.
+        n: Number of images; of a file, so many are taken at random, and None means all of them. Where there are fewer,
+            all are taken as often as one another, with other noise, but those for validation and test only once.
+            10,000 are simulated where it is None.
         seed: Seed of the images that are taken or simulated, and of their noise.
         side: Height and width of an image.
         part: ``"train"``, ``"validation"`` or ``"test"``: five sevenths of a file's images and one seventh for each of
@@ -100,6 +101,10 @@ def data(path=None, n=None, seed=0, side=28, part=None):
     generator = torch.Generator().manual_seed(seed if part is None else len(PARTS) * seed + PARTS.index(part))
     levels = _spots(10_000 if n is None else n, side, generator) if path is None else _part(_read(path, side), part)
     if path is not None and n is not None:
+        if len(levels) == 0:
+            raise ValueError(f"{path} has too few images for a part {part!r}")
+        if part in PARTS[1:]:
+            n = min(n, len(levels))
         passes = [torch.randperm(len(levels), generator=generator) for _ in range(-(-n // len(levels)))]
         levels = levels[torch.cat(passes)[:n]] if passes else levels[:0]
     inside = (levels.to(torch.get_default_dtype()) + torch.rand(levels.shape, generator=generator)) / LEVELS

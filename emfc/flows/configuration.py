@@ -24,8 +24,9 @@ class FlowConfiguration(BaseModel):
         hidden_features: Widths of the hidden layers of each hyper-network.
         context_features: Width of the context; 0 for none.
         activation: Activation of the hyper-networks.
-        log_scale_bound: How far the log-scale of an element of an affine layer may go up and down with the others and
-            the context; what it is on the whole is a number of its own. None: both are one output of the network.
+        log_scale_bound: How far others and the context may take the log-scale of an element of an affine layer down
+            from a number of its own, so that an example unlike those of the training is not thrown far away. None:
+            the whole log-scale is an output of the network.
         bins: Number of bins of a spline.
         bound: Half-width of the domain of a spline; the identity outside.
         core: Half-width of the part of that domain in which the knots start equally spaced.

@@ -82,4 +82,4 @@ class GaussianLayer(nn.Module):
             mean, log_scale = mean + shift, log_scale + log_factor
         eye = torch.eye(self.features, dtype=self.lower.dtype, device=self.lower.device)
         lower = eye.index_put((self.rows, self.columns), self.lower)
-        return TriangularTransform(mean, soft_bound(log_scale, LOG_SCALE_BOUND), lower)
+        return TriangularTransform(mean, soft_bound(log_scale, LOG_SCALE_BOUND, LOG_SCALE_BOUND), lower)

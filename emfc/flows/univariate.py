@@ -16,25 +16,28 @@ from emfc.transforms import LadjTransform
 __all__ = ["LOG_SCALE_BOUND", "AffineTransform", "ScaleTransform", "soft_bound", "spline"]
 
 LOG_SCALE_BOUND = math.log(1e3)
-"""Scales stay strictly between one thousandth and one thousand, where nothing else is said."""
+"""One factor of a scale stays strictly between one thousandth and one thousand."""
 
 SPLINE_SLOPE = 1e-3
 
 
-def soft_bound(value: Tensor, bound: float) -> Tensor:
-    r"""Smooth two-sided bound :math:`v / (1 + |v| / b)`: slope one at zero, always inside :math:`(-b, b)`."""
-    return value / (1 + value.abs() / bound)
+def soft_bound(value: Tensor, below: float, above: float) -> Tensor:
+    r"""Smooth bound: slope one at zero, always inside :math:`(-b, a)`.
+
+    :math:`v / (1 + v / a)` above zero, and :math:`v / (1 - v / b)` below it.
+    """
+    return value / (1 + torch.maximum(value / above, -value / below))
 
 
 class AffineTransform(Transform):
     r"""Standardisation :math:`e = (x - m) \exp(-s)`, the form of the masked autoregressive flow's paper.
 
-    The log-scale is bounded smoothly on both sides. Parameters of zero give the identity.
+    The log-scale is bounded smoothly, from above by log 1000. Parameters of zero give the identity.
 
     Args:
         mean: :math:`m`, any shape.
         log_scale: :math:`s` before it is bounded, same shape.
-        bound: What it stays below on either side.
+        below: How far below zero it may go.
 
     Source: Papamakarios et al. (2017), "Masked autoregressive flow for density estimation", equation 4.
     """
@@ -44,10 +47,10 @@ class AffineTransform(Transform):
     bijective = True
     sign = +1
 
-    def __init__(self, mean: Tensor, log_scale: Tensor, bound: float = LOG_SCALE_BOUND) -> None:
+    def __init__(self, mean: Tensor, log_scale: Tensor, below: float = LOG_SCALE_BOUND) -> None:
         super().__init__()
         self.mean = mean
-        self.log_scale = soft_bound(log_scale, bound)
+        self.log_scale = soft_bound(log_scale, below, LOG_SCALE_BOUND)
 
     def _call(self, x: Tensor) -> Tensor:
         return (x - self.mean) * torch.exp(-self.log_scale)
@@ -66,24 +69,27 @@ class ScaleTransform(LadjTransform):
     r"""The map :math:`x = \exp(c) \odot e` of vectors, with :math:`|c| < \log 1000`.
 
     Args:
-        log_scale: c before it is bounded, shape ``[D]``; read when the map is called, so that gradients reach it.
+        layer: The module whose parameter ``log_scale`` ``[D]`` is c before it is bounded; read when the map is called.
     """
 
     domain = constraints.real_vector
     codomain = constraints.real_vector
 
-    def __init__(self, log_scale: Tensor) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
-        self.log_scale = log_scale
+        self.layer = layer
+
+    def _log_scale(self) -> Tensor:
+        return soft_bound(self.layer.log_scale, LOG_SCALE_BOUND, LOG_SCALE_BOUND)
 
     def call_and_ladj(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The scaled vector and the sum of the log-scales."""
-        log_scale = soft_bound(self.log_scale, LOG_SCALE_BOUND)
+        log_scale = self._log_scale()
         return x * log_scale.exp(), log_scale.sum(dim=-1).expand(x.shape[:-1])
 
     def inverse_and_ladj(self, y: Tensor) -> tuple[Tensor, Tensor]:
         """The vector before it was scaled, and minus the sum of the log-scales."""
-        log_scale = soft_bound(self.log_scale, LOG_SCALE_BOUND)
+        log_scale = self._log_scale()
         return y * torch.exp(-log_scale), -log_scale.sum(dim=-1).expand(y.shape[:-1])
 
 

@@ -76,7 +76,7 @@ class Trainer:
         self.parameters = self.average.parameters
         self.best = [parameter.detach().clone() for parameter in self.parameters]
         self.good = self._snapshot()
-        self._improved = False
+        self._improved = True
         self._rows_done = 0
         self._began = time.perf_counter()
         self._seconds_before = 0.0

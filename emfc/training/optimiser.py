@@ -25,11 +25,11 @@ def make_optimiser(
 ) -> torch.optim.AdamW:
     """Returns AdamW with five groups, each with its factor on the learning rate.
 
-    Matrices of the learned layers decay; their biases, the program's parameters and the gates do not.
+    Matrices of the learned layers decay; their biases and log-scales, the program's parameters and the gates do not.
     """
-    scales = [p for p in flow.scale_parameters() if p.requires_grad]
-    apart = {id(p) for p in scales}
-    backbone = [p for p in flow.backbone_parameters() if p.requires_grad and id(p) not in apart]
+    apart = {id(p) for p in flow.scale_parameters()}
+    learned = [p for p in flow.backbone_parameters() if p.requires_grad]
+    scales, backbone = [p for p in learned if id(p) in apart], [p for p in learned if id(p) not in apart]
     groups: list[dict[str, Any]] = [
         {"params": [p for p in backbone if p.ndim >= 2], "weight_decay": weight_decay, "factor": 1.0},
         {"params": [p for p in backbone if p.ndim < 2], "weight_decay": 0.0, "factor": 1.0},

@@ -152,7 +152,7 @@ def test_gates_begin_nearly_closed_where_the_program_is_worse_than_none(gate):
         fit_program(flow, rows)
         assert start_gates(flow, rows) is closes
         gates = flow.layer.gate_logits.sigmoid()
-        assert bool((gates < 0.2).all()) if closes else bool((gates > 0.99).all())
+        assert bool((gates < 0.05).all()) if closes else bool((gates > 0.99).all())
         flow.start_from_data(rows)
         held = flow.baseline()
         held.start_from_data(rows)

@@ -545,6 +545,17 @@ def test_pixels_reads_a_file(images, dtype):
     torch.testing.assert_close(pixels.data(path, side=6)["pixels"], data["pixels"])
 
 
+def test_pixels_repeats_training_images_only(images):
+    path, _ = images
+    data = pixels.data(path, n=125, side=6, part="train")
+    rows, counts = levels_of(data).flatten(1).unique(dim=0, return_counts=True)
+    assert len(rows) == 50
+    assert sorted(set(counts.tolist())) == [2, 3]
+    assert len(data["pixels"].flatten(1).unique(dim=0)) == 125
+    assert len(pixels.data(path, n=125, side=6, part="validation")["pixels"]) == 10
+    assert len(pixels.data(path, n=0, side=6, part="train")["pixels"]) == 0
+
+
 @pytest.mark.parametrize(
     ("arrays", "keywords", "message"),
     [
@@ -552,7 +563,7 @@ def test_pixels_reads_a_file(images, dtype):
         ({"x": np.full((2, 6, 6), 0.5)}, {}, "whole levels"),
         ({"x": np.full((2, 6, 6), 256)}, {}, "whole levels"),
         ({"x": np.zeros((2, 5, 6))}, {}, "for an image"),
-        ({"x": np.zeros((2, 6, 6))}, {"n": 3}, "only 2"),
+        ({"x": np.zeros((2, 6, 6))}, {"n": 3, "part": "test"}, "too few images"),
         ({"x": np.zeros((2, 6, 6))}, {"part": "rest"}, "must be one of"),
     ],
 )

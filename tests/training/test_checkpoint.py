@@ -65,6 +65,15 @@ def test_a_killed_training_leaves_its_best_flow_and_goes_on_as_if_nothing_were(t
     assert evaluate(load(tmp_path / "run"), held_out).nll == pytest.approx(evaluate(flow, held_out).nll, rel=1e-9)
 
 
+def test_a_training_that_never_gets_better_leaves_its_start(tmp_path):
+    options = {**OPTIONS, "epochs": 2, "learning_rate": 0.1}
+    flow = _flow()
+    result = fit(flow, torch.randn(300, 4), checkpoint=tmp_path / "run", **options)
+    assert result.best_epoch == 0
+    rows = _data(1)
+    torch.testing.assert_close(load(tmp_path / "run")().log_prob(rows), flow().log_prob(rows))
+
+
 def test_resuming_from_nothing_begins_anew(tmp_path):
     result = fit(_flow(), _data(), checkpoint=tmp_path / "run", resume=True, **OPTIONS)
     assert result.epochs == 12
