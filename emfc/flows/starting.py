@@ -25,7 +25,7 @@ HELD_OUT = 0.25
 TOLERANCE = 1e-7
 WORST = 1e30
 AT_ONCE = 1024
-NEARLY_CLOSED = -3.0
+NEARLY_CLOSED = -4.0
 """Logit of gates that begin nearly closed, from where they still find their way back."""
 
 
