@@ -72,9 +72,9 @@ def start_gates(flow: Any, data: Tensor) -> bool:
     return worse
 
 
-def _loss_at_start(transform: Transform, examples: Tensor) -> float:
+def _loss_at_start(transform: Any, examples: Tensor) -> float:
     """Loss of standardised noise under identity layers, but for a constant; infinite where it is not finite."""
-    parts = [transform.inverse_and_ladj(part) for part in examples.split(AT_ONCE)]  # type: ignore[attr-defined]
+    parts = [transform.inverse_and_ladj(part) for part in examples.split(AT_ONCE)]
     noise, ladj = (torch.cat(held).double() for held in zip(*parts, strict=True))
     loss = float(noise.std(0).clamp(min=LEAST_DEVIATION).log().sum() - ladj.mean())
     return loss if math.isfinite(loss) else math.inf
