@@ -10,6 +10,7 @@ Source: G. Silvestri, E. Fertig, D. Moore, L. Ambrogioni, "Embedded-model flows"
 from __future__ import annotations
 
 import math
+import zipfile
 
 import numpy as np
 import pyro
@@ -113,6 +114,8 @@ def data(path=None, n=None, seed=0, side=28, part=None):
 
 def _read(path, side):
     """Levels ``[images, side, side]`` of a file."""
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not a .npz file")
     with np.load(path, allow_pickle=False) as held:
         keys = [key for key in KEYS if key in held.files]
         if not keys:

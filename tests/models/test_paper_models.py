@@ -574,6 +574,13 @@ def test_pixels_refuses(tmp_path, arrays, keywords, message):
         pixels.data(path, side=6, **keywords)
 
 
+def test_pixels_refuses_what_is_no_archive(tmp_path):
+    path = tmp_path / "images.npz"
+    path.write_text("junk")
+    with pytest.raises(ValueError, match=r"images.npz is not a .npz file"):
+        pixels.data(path)
+
+
 def test_pixels_program_and_start():
     data, fresh = pixels.data(n=1000, side=8, part="train"), pixels.data(n=200, side=8, part="test")
     layer = emfc.compile(pixels.model, side=8, components=30)
