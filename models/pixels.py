@@ -10,7 +10,9 @@ Source: G. Silvestri, E. Fertig, D. Moore, L. Ambrogioni, "Embedded-model flows"
 from __future__ import annotations
 
 import math
+import os
 import zipfile
+import zlib
 
 import numpy as np
 import pyro
@@ -114,13 +116,20 @@ def data(path=None, n=None, seed=0, side=28, part=None):
 
 def _read(path, side):
     """Levels ``[images, side, side]`` of a file."""
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is not there or not a file")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is not a .npz file")
-    with np.load(path, allow_pickle=False) as held:
-        keys = [key for key in KEYS if key in held.files]
-        if not keys:
-            raise ValueError(f"{path} has no array named {', '.join(KEYS[:-1])} or {KEYS[-1]}")
-        values = held[keys[0]]
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            keys = [key for key in KEYS if key in held.files]
+            values = held[keys[0]] if keys else None
+    except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} is damaged, or holds Python objects in place of numbers") from error
+    if not keys:
+        raise ValueError(f"{path} has no array named {', '.join(KEYS[:-1])} or {KEYS[-1]}")
+    if not isinstance(values, np.ndarray) or values.ndim < 2:
+        raise ValueError(f"{path}: {keys[0]!r} is not an array of images")
     whole = values.dtype.kind in "iu" or (values.dtype.kind == "f" and bool((values == np.floor(values)).all()))
     if not whole or values.size == 0 or values.min() < 0 or values.max() >= LEVELS:
         raise ValueError(f"{path}: {keys[0]!r} must hold whole levels from 0 to {LEVELS - 1}")

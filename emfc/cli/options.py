@@ -36,6 +36,9 @@ __all__ = [
     "require_named",
 ]
 
+WIDEST = 16_384
+"""Widest hidden layer: two of these have a gigabyte of weights in single precision."""
+
 ProgramArgument = Annotated[
     str, typer.Argument(metavar="PROGRAM", help="FILE.py (its `model`) or FILE.py:NAME.", show_default=False)
 ]
@@ -99,7 +102,7 @@ def read_widths(text: str) -> tuple[int, ...]:
     """Read comma-separated widths of hidden layers, such as ``128,128``.
 
     Raises:
-        UserError: They are not positive whole numbers.
+        UserError: They are not positive whole numbers, or a layer so wide could not be held.
     """
     try:
         widths = tuple(int(word) for word in text.split(","))
@@ -107,6 +110,8 @@ def read_widths(text: str) -> tuple[int, ...]:
         raise UserError(f"--hidden needs whole numbers with commas between, such as 128,128; not {text!r}") from error
     if min(widths) < 1:
         raise UserError(f"--hidden needs positive widths; it was given {text!r}")
+    if max(widths) > WIDEST:
+        raise UserError(f"--hidden takes widths of at most {WIDEST:,}; it was given {text!r}")
     return widths
 
 

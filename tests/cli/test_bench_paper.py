@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from emfc.cli.bench.inference_references import find_models
 from emfc.cli.bench.paper_cells import Cell, Request, code_digest, load_task_program, measure_cell
 from emfc.cli.bench.paper_cost import StepCost, step_cost
 from emfc.cli.bench.paper_goals import CLOSED, GOALS, reached, reached_when_wrong
-from emfc.cli.bench.paper_keep import keep_cell, kept_cells, source_digest
+from emfc.cli.bench.paper_keep import check_keep, keep_cell, kept_cells, source_digest
 from emfc.cli.bench.paper_pictures import draw_pictures
 from emfc.cli.bench.paper_plan import SIZES, Options, by_study, plan
 from emfc.cli.bench.paper_rows import KINDS, FlowSize, Row, build_flow, read_row, row_title
@@ -409,6 +410,26 @@ def test_cells_of_other_code_are_told(capsys):
     assert OTHER_CODE in capsys.readouterr().err
 
 
+def test_a_full_disk_shows_what_is_done_and_keeps_whole_cells(tmp_path, monkeypatch):
+    kept, shown = tmp_path / "cells.jsonl", []
+    asked = [request(seed=seed) for seed in (0, 4, 5)]
+    keep_cell(kept, dataclasses.replace(cell(), request=asked[0]))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kept.stat().st_size + 100, before[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"cannot write .*; 2 of 3 cells are shown, the last of them is kept nowhere"
+        ):
+            run({"main": asked}, kept_cells(kept), keep=kept, show=shown.append)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [held.request.seed for held in shown[0].cells["main"]] == [0, 4]
+    assert [held.request.seed for held in kept_cells(kept)] == [0]
+    assert kept.read_bytes().count(b"\n") == 1  # nothing of the second is left
+
+
 def test_interruptions_show_and_keep_what_is_done(tmp_path):
     kept, shown = tmp_path / "cells.jsonl", []
 
@@ -426,6 +447,26 @@ def test_interruptions_show_and_keep_what_is_done(tmp_path):
     with pytest.raises(KeyboardInterrupt, match="interrupted before a cell was done; nothing was kept"):
         run({"main": [request(seed=1)]}, measure=measure, show=shown.append)
     assert len(shown) == 2
+
+
+def test_lines_that_are_cut_off_are_told(tmp_path, capsys):
+    path = tmp_path / "cells.jsonl"
+    for seed in range(3):
+        keep_cell(path, cell(seed=seed))
+    first, second, third = path.read_text().splitlines()
+    for number, text, left in ((2, f"{first}\n{second[:200]}\n{third}\n", [0, 2]), (3, f"{first}\n\n{{", [0])):
+        path.write_text(text)
+        assert [held.request.seed for held in kept_cells(path)] == left
+        assert f"line {number} is cut off; its cell is left out" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_added_to(tmp_path):
+    check_keep(None)
+    check_keep(tmp_path / "new.jsonl")
+    assert not (tmp_path / "new.jsonl").exists()
+    (tmp_path / "link.jsonl").symlink_to(tmp_path / "nowhere" / "cells.jsonl")
+    with pytest.raises(UserError, match="is not a file that cells can be kept in"):
+        check_keep(tmp_path / "link.jsonl")
 
 
 def test_the_file_of_cells(tmp_path):
@@ -578,6 +619,27 @@ def test_differences_are_paired():
     assert math.isnan(estimate([1.0, math.nan]).mean)
 
 
+def test_cells_of_other_data_are_not_compared():
+    cells = [*pairs("maf", None, [3.0, 4.0]), *pairs("gemf-t", "c", [2.0, 3.0])]
+    cells[3] = dataclasses.replace(cells[3], request=dataclasses.replace(cells[3].request, source="other"))
+    found = summaries(cells)
+    assert (found[1].difference.mean, found[1].difference.count) == (-1.0, 1)
+    assert table_rows(found)[1][2] == "-1.000 (1 seed)"
+    told = "Ornstein-Uhlenbeck process: its programs or data were changed between cells"
+    assert told in Results({"main": cells}).left_out[0]
+    assert Results({"main": cells[:3]}).left_out == []
+
+
+def test_rows_stand_in_one_order():
+    cells = [
+        *pairs("bare", "right", [1.0]),
+        *pairs("gemf-t", "s", [1.0]),
+        *pairs("gemf-t", "c", [1.0]),
+        *pairs("maf", None, [1.0]),
+    ]
+    assert [held.row.key for held in summaries(cells)] == ["maf", "gemf-t:c", "gemf-t:s", "bare:right"]
+
+
 def test_above_is_of_the_same_examples():
     (held,) = summaries(pairs("maf", None, [10.0, 20.0], best_nll=9.0))
     assert held.above.mean == 6.0
@@ -632,6 +694,15 @@ def test_goals_of_minutes_and_differences():
     assert "in the middle" in found[3][0]
     lost = reached(summaries(cells), [request("emf-m", "c", lorenz)])
     assert [goal.value for goal in lost if "middle" in goal.what] == [1.0]
+    slow = {"task": lorenz, "learning_rate": 1e-3}
+    cells += [*pairs("maf", None, [-80.0, -80.0], **slow), *pairs("gemf-t", "c", [-140.0, -140.0], **slow)]
+    both = {goal.what: goal for goal in reached(summaries(cells)) if "difference" in goal.what}
+    best, strongest = both.values()
+    assert (best.value, best.met) == (-60.0, True)
+    assert (strongest.value, strongest.met) == (-58.0, True)
+    assert next(reversed(both)).endswith("where MAF is best")
+    kept = reached(summaries([*pairs("maf", None, [1.0, 1.0], task=lorenz), *pairs("emf-m", "c", [1.0], task=lorenz)]))
+    assert [(goal.value, goal.met) for goal in kept if "without a finite loss, of 2" in goal.what] == [(1.0, False)]
     long = pairs("gemf-t", "c", [-205.0], task=lorenz, steps=None, minutes=10.0)
     (goal,) = reached(summaries(long))
     assert not goal.met
@@ -738,7 +809,8 @@ def test_pictures_of_every_kind(tmp_path):
     ]
     few = [*pairs("maf", None, [25.0], examples=50), *pairs("gemf-t", "c", [24.5], examples=200)]
     wrong = pairs("gemf-t", "wrong-order", [24.0], gates={"a": [0.0] * 30})
-    drawn = draw_pictures({"main": main, "few": few, "wrong": wrong}, tmp_path)
+    drawn, faults = draw_pictures({"main": main, "few": few, "wrong": wrong}, tmp_path)
+    assert faults == []
     assert {study: len(paths) for study, paths in drawn.items()} == {"main": 6, "few": 1, "wrong": 1}
     names = {path.name for paths in drawn.values() for path in paths.values()}
     assert {"paper-digits-paper-samples.png", "paper-learning-curves.png"} <= names
@@ -832,13 +904,15 @@ def test_report_keeps_recipes_of_learning_curves_apart(command, tmp_path):
 
 
 def test_pages_are_written_where_a_picture_fails(command, tmp_path, monkeypatch):
-    def broken(*_):
+    def broken(*_, **__):
         raise UserError("no room for the picture")
 
-    monkeypatch.setattr("emfc.cli.bench.paper_output._draw", broken)
-    words = (*QUICK, "--rows", "bare", "--pictures", tmp_path / "drawn", "-o", tmp_path / "p.md")
+    monkeypatch.setattr("emfc.cli.bench.paper_pictures.draw_gates", broken)
+    words = (*QUICK, *STEPS, "--rows", "gemf-t", "--pictures", tmp_path / "drawn", "-o", tmp_path / "p.md")
     assert "no room for the picture" in command(*words, status=2).stderr
-    assert "program alone" in (tmp_path / "p.md").read_text()
+    page = (tmp_path / "p.md").read_text()
+    assert "GEMF-T, continuity" in page
+    assert "(drawn/paper-ornstein-uhlenbeck-samples.png)" in page  # the other picture
 
 
 @pytest.mark.parametrize(
@@ -855,6 +929,14 @@ def test_pages_are_written_where_a_picture_fails(command, tmp_path, monkeypatch)
         (made_cell(task="nope"), "a cell of the task 'nope' and the row 'maf' is not of this version"),
         (made_cell(kind="best"), "the row 'best' is not of this version"),
         (made_cell(program="p"), "the row 'maf:p' is not of this version"),
+        (made_cell(steps=None), "see line 1"),
+        (made_cell(minutes=1.0), "see line 1"),
+        (made_cell(protocol="other"), "see line 1"),
+        (made_cell(dtype="zz"), "see line 1"),
+        (made_cell(hidden=()), "see line 1"),
+        (made_cell(transforms=-1), "see line 1"),
+        (made_cell(baseline_parameters=0), "see line 1"),
+        (made_cell(samples=[[1.0, 2.0], [1.0]]), "see line 1"),
     ],
 )
 def test_files_that_cannot_be_reported(command, tmp_path, text, message):
@@ -896,11 +978,19 @@ def test_ctrl_c_outside_of_cells_tells_what_is_kept(command, tmp_path, monkeypat
         (("--steps", "0"), "at least 1"),
         (("--minutes", "-1"), "--minutes needs a positive number"),
         (("--learning-rate", "0"), "--learning-rate needs a positive number"),
-        (("--sizes", "5"), "at least 20 examples"),
-        (("--sizes", "many"), "--sizes needs whole numbers"),
+        (("--study", "few", "--sizes", "5"), "at least 20 examples"),
+        (("--study", "few", "--sizes", "many"), "--sizes needs whole numbers"),
         (("--hidden", "a"), "--hidden needs whole numbers"),
         (("--activation", "cube"), "the activation 'cube' is unknown"),
-        (("--images", "nowhere.npz"), "the file nowhere.npz does not exist"),
+        (("--images", "nowhere.npz"), "nowhere.npz is not there or not a file"),
+        (("--images", "tests"), "tests is not there or not a file"),
+        (("--images", "pyproject.toml", "--task", "lorenz"), "--images counts for the task pixels alone"),
+        (("--sizes", "50"), "--sizes counts for the study few alone"),
+        (("--protocol", "held-out", "--task", "lorenz"), "--protocol counts for the tasks iris and digits alone"),
+        (("--hidden", "100000000"), "--hidden takes widths of at most 16,384"),
+        (("--keep", "/dev/full"), "/dev/full is not a file that cells can be kept in"),
+        (("--keep", "tests"), "it is a folder"),
+        (("--keep", "cells.json", "-o", "./cells.json"), "it is the file that cells are kept in"),
         (("--task", "pixels"), "give their file with --images"),
         (("--models", "nowhere"), "the folder nowhere does not exist; --models takes"),
         (("--seeds", "0"), "at least 1"),

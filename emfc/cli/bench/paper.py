@@ -98,12 +98,11 @@ def bench_paper(
 ) -> None:
     """Measure flows with and without programs on the tasks of the paper."""
     from emfc.cli.bench.inference_references import find_models
-    from emfc.cli.bench.paper_keep import kept_cells
+    from emfc.cli.bench.paper_keep import PROTOCOLS, check_keep, kept_cells
     from emfc.cli.bench.paper_output import check_outputs, show_results, write_results
     from emfc.cli.bench.paper_plan import SIZES, STUDIES, Options, plan
     from emfc.cli.bench.paper_run import run_plan
     from emfc.cli.bench.paper_tasks import TASKS
-    from emfc.data.atomic import check_target
     from emfc.flows.networks import ACTIVATIONS
 
     if steps is not None and minutes is not None:
@@ -114,7 +113,7 @@ def bench_paper(
     if activation is not None:
         require_named([activation], list(ACTIVATIONS), what="the activation")
     if images is not None and not images.is_file():
-        raise UserError(f"the file {images} does not exist; --images takes a file of images")
+        raise UserError(f"{images} is not there or not a file; --images takes a file of images")
     options = Options(
         studies=_names(study, STUDIES, what="the study"),
         tasks=None if tasks is None else _names(tasks, list(TASKS), what="the task"),
@@ -124,7 +123,7 @@ def bench_paper(
         steps=steps,
         minutes=minutes,
         sizes=SIZES if sizes is None else _sizes(sizes),
-        protocols=_names(protocol, ("paper", "held-out"), what="the protocol"),
+        protocols=_names(protocol, PROTOCOLS, what="the protocol"),
         batch=batch,
         hidden=None if hidden is None else read_widths(hidden),
         transforms=transforms,
@@ -135,9 +134,15 @@ def bench_paper(
         models=find_models(models),
         file=images,
     )
-    check_outputs(output or [], pictures)
-    if keep is not None:
-        check_target(keep)
+    asked = [TASKS[key] for key in options.tasks or TASKS]
+    if sizes is not None and "few" not in options.studies:
+        raise UserError("--sizes counts for the study few alone; give --study few, or leave it out")
+    if images is not None and not any(task.needs_file for task in asked):
+        raise UserError("--images counts for the task pixels alone; give --task pixels, or leave it out")
+    if protocol != "paper" and not any(task.protocols for task in asked):
+        raise UserError("--protocol counts for the tasks iris and digits alone; leave it out")
+    check_outputs(output or [], pictures, [] if keep is None else [keep])
+    check_keep(keep)
     try:
         planned, missing = plan(options)
         results = run_plan(

@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import json
 import os
 from dataclasses import asdict
 from functools import cache
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO
 
 from pydantic import TypeAdapter
 
 from emfc import __version__
 from emfc.cli.bench.paper_cells import Cell
+from emfc.cli.console import say
+from emfc.cli.options import DtypeName
+from emfc.data.atomic import check_target
 from emfc.errors import UserError
 
-__all__ = ["keep_cell", "kept_cells", "source_digest"]
+__all__ = ["PROTOCOLS", "check_keep", "keep_cell", "kept_cells", "source_digest"]
 
 SHORT = 12
+PROTOCOLS = ("paper", "held-out")
+DTYPES = tuple(name.value for name in DtypeName)
 _CELL = TypeAdapter(Cell)
 BEGINNING = '{"request": '
 
 
 def kept_cells(path: Path | None) -> list[Cell]:
-    """Cells of earlier runs; one that was cut off when a run was killed is left out.
+    """Cells of earlier runs; one that was cut off when a run was killed is left out, and that is told.
 
     Args:
         path: The file; none where it is None or doesn't exist.
 
     Raises:
-        UserError: The file is of something else.
+        UserError: The file is of something else, or cannot be read.
     """
     if path is None or not path.exists():
         return []
+    _require_file(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -44,15 +51,61 @@ def kept_cells(path: Path | None) -> list[Cell]:
     cells = []
     for number, line in enumerate(lines, 1):
         try:
-            cells += [_CELL.validate_json(line)] if line else []
+            cells += [_sound(_CELL.validate_json(line))] if line else []
         except ValueError as error:
-            if not (line.startswith(BEGINNING) and _cut_off(line)):
+            begins = line.startswith(BEGINNING) or (number == len(lines) and BEGINNING.startswith(line))
+            if not (begins and _cut_off(line)):
                 raise UserError(f"{path} does not hold results of emfc bench paper; see line {number}") from error
+            say(f"{path}: line {number} is cut off; its cell is left out")
     return cells
 
 
+def check_keep(path: Path | None) -> None:
+    """Check, before anything is measured, that cells can be added to a file.
+
+    Raises:
+        UserError: It is no file, or it may not be written to.
+    """
+    if path is None:
+        return
+    check_target(path)
+    if not os.path.lexists(path):
+        return
+    _require_file(path)
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise UserError(f"{path} is not a file that cells can be kept in; give another name")
+
+
+def _sound(cell: Cell) -> Cell:
+    """The cell, if its numbers are such as a run can have.
+
+    Raises:
+        ValueError: They are not.
+    """
+    request = cell.request
+    lengths = (request.steps, request.minutes)
+    counts = (request.batch, *request.hidden, request.transforms, request.test_rows, cell.baseline_parameters)
+    if (
+        lengths.count(None) != 1
+        or request.dtype not in DTYPES
+        or request.protocol not in (None, *PROTOCOLS)
+        or not request.hidden
+        or min(counts) < 1
+        or len({len(row) for row in cell.samples or ()}) > 1
+    ):
+        raise ValueError("a number of the cell is out of its range")
+    return cell
+
+
 def keep_cell(path: Path | None, cell: Cell) -> None:
-    """Add a cell to the file.
+    """Add a cell to the file, whole or not at all.
 
     Raises:
         UserError: The file cannot be written.
@@ -60,14 +113,22 @@ def keep_cell(path: Path | None, cell: Cell) -> None:
     if path is None:
         return
     try:
-        with path.open("a+b") as file:
-            cut_off = file.tell() > 0 and not _ends_line(file)
-            file.write(("\n" * cut_off + json.dumps(asdict(cell)) + "\n").encode())
+        with path.open("a+b", buffering=0) as file:
+            length = file.tell()
+            line = ("\n" * (length > 0 and not _ends_line(file)) + json.dumps(asdict(cell)) + "\n").encode()
+            try:
+                written = file.write(line)
+            except OSError:
+                file.truncate(length)
+                raise
+            if written != len(line):
+                file.truncate(length)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _ends_line(file: BinaryIO) -> bool:
+def _ends_line(file: RawIOBase) -> bool:
     file.seek(-1, os.SEEK_END)
     return file.read(1) == b"\n"
 

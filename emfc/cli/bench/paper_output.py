@@ -25,13 +25,20 @@ from emfc.errors import UserError
 __all__ = ["check_outputs", "show_results", "write_results"]
 
 
-def check_outputs(outputs: Sequence[Path], pictures: Path | None) -> None:
+def check_outputs(outputs: Sequence[Path], pictures: Path | None, kept: Sequence[Path]) -> None:
     """Refuse files that cannot be written before anything is measured; make the folder of pictures.
 
+    Args:
+        outputs: Files to write.
+        pictures: The folder of pictures.
+        kept: Files of cells, which are not to be written over.
+
     Raises:
-        UserError: An ending is unknown, or a file or the folder cannot be written.
+        UserError: An ending is unknown, a file holds cells, or a file or the folder cannot be written.
     """
     for target in outputs:
+        if target.resolve() in [path.resolve() for path in kept]:
+            raise UserError(f"cannot write {target}: it is the file that cells are kept in; give another name")
         if target.suffix.lower() not in (".md", ".json"):
             raise UserError(f"cannot write {target}: the ending must be .md or .json")
         check_target(target)
@@ -59,12 +66,12 @@ def show_results(results: Results, *, as_json: bool) -> None:
         print_table(list(zip(GOAL_COLUMNS, sides, strict=True)), goals, title="Goals")
 
 
-def _draw(results: Results, folder: Path) -> dict[str, dict[str, Path]]:
-    drawn = draw_pictures(results.cells, folder)
+def _draw(results: Results, folder: Path) -> tuple[dict[str, dict[str, Path]], list[Exception]]:
+    drawn, faults = draw_pictures(results.cells, folder)
     for paths in drawn.values():
         for path in paths.values():
             say(f"wrote {path}")
-    return drawn
+    return drawn, faults
 
 
 def write_results(results: Results, outputs: Sequence[Path], pictures: Path | None) -> None:
@@ -74,11 +81,9 @@ def write_results(results: Results, outputs: Sequence[Path], pictures: Path | No
         UserError: Something cannot be written.
     """
     drawn: dict[str, dict[str, Path]] = {}
-    fault: Exception | None = None
-    try:
-        drawn = {} if pictures is None else _draw(results, pictures)
-    except Exception as error:  # pages of what took hours are written all the same
-        fault = error
+    faults: list[Exception] = []
+    if pictures is not None:
+        drawn, faults = _draw(results, pictures)
     for target in outputs:
         if target.suffix.lower() == ".md":
             beside = target.resolve().parent
@@ -91,8 +96,8 @@ def write_results(results: Results, outputs: Sequence[Path], pictures: Path | No
             text = json.dumps(finite_or_none(as_document(results)), indent=2) + "\n"
         write_text(target, text)
         say(f"wrote {target}")
-    if fault is not None:
-        raise fault
+    if faults:  # only now: pages of what took hours are written all the same
+        raise faults[0]
 
 
 def _relative(path: Path, folder: Path) -> str:

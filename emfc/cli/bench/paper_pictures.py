@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,40 +29,53 @@ RIGHT = "right"
 ACROSS, IMAGES_OF_BLOCK = 5, 10
 
 
-def draw_pictures(cells: Mapping[str, Sequence[Cell]], folder: Path) -> dict[str, dict[str, Path]]:
-    """Draw everything that the cells have.
+Drawing = tuple[str, Path, Callable[[Path], bool]]
+"""Title and path of a picture, and what draws it, if there is something to draw."""
+
+
+def draw_pictures(
+    cells: Mapping[str, Sequence[Cell]], folder: Path
+) -> tuple[dict[str, dict[str, Path]], list[Exception]]:
+    """Draw everything that the cells have; a picture that fails leaves the others alone.
 
     Args:
         cells: Cells by study.
         folder: Where the pictures go; it exists.
 
     Returns:
-        By study, title and path of each picture.
-
-    Raises:
-        UserError: A picture cannot be written.
+        By study, title and path of each picture; and why others could not be drawn.
     """
     drawn: dict[str, dict[str, Path]] = {}
+    faults: list[Exception] = []
     for study, held in cells.items():
         found = drawn.setdefault(study, {})
-        if study == "few":
-            recipes = by_recipe(summaries(held))
-            for number, (recipe, curves) in enumerate(recipes.items(), 1):
-                path = folder / f"paper-learning-curves{'' if len(recipes) == 1 else f'-{number}'}{ENDING}"
-                _draw_curves(path, curves)
-                found[f"Learning curves: {'; '.join(told_recipe(recipe))}"] = path
-            continue
-        for group, rows in tables(held).items():
-            told = rows[0].title
-            apart = re.sub(r"[^a-z0-9.]+", "-", rows[0].apart.lower()).strip("-")
-            words = ("paper", group.task, group.protocol, apart, "" if study == "main" else study)
-            stem = "-".join(word for word in words if word)
-            samples, gates = folder / f"{stem}-samples{ENDING}", folder / f"{stem}-gates{ENDING}"
-            if study == "main" and _draw_samples(samples, rows, TASKS[group.task]):
-                found[f"Samples: {told}"] = samples
-            if _draw_gates(gates, rows, TASKS[group.task], title=told):
-                found[f"Gates: {told}"] = gates
-    return drawn
+        for title, path, draw in _curves(held, folder) if study == "few" else _of_tables(held, folder, study):
+            try:
+                if draw(path):
+                    found[title] = path
+            except Exception as error:
+                faults.append(error)
+    return drawn, faults
+
+
+def _curves(cells: Sequence[Cell], folder: Path) -> Iterator[Drawing]:
+    recipes = by_recipe(summaries(cells))
+    for number, (recipe, curves) in enumerate(recipes.items(), 1):
+        path = folder / f"paper-learning-curves{'' if len(recipes) == 1 else f'-{number}'}{ENDING}"
+        yield f"Learning curves: {'; '.join(told_recipe(recipe))}", path, partial(_draw_curves, found=curves)
+
+
+def _of_tables(cells: Sequence[Cell], folder: Path, study: str) -> Iterator[Drawing]:
+    for group, rows in tables(cells).items():
+        told, task = rows[0].title, TASKS[group.task]
+        apart = re.sub(r"[^a-z0-9.]+", "-", rows[0].apart.lower()).strip("-")
+        words = ("paper", group.task, group.protocol, apart, "" if study == "main" else study)
+        stem = "-".join(word for word in words if word)
+        if study == "main":
+            path = folder / f"{stem}-samples{ENDING}"
+            yield f"Samples: {told}", path, partial(_draw_samples, rows=rows, task=task)
+        path = folder / f"{stem}-gates{ENDING}"
+        yield f"Gates: {told}", path, partial(_draw_gates, rows=rows, task=task, title=told)
 
 
 def _draw_samples(path: Path, rows: Sequence[Summary], task: PaperTask) -> bool:
@@ -150,7 +164,7 @@ def _side_by_side(gates: Sequence[float], image: tuple[int, int]) -> list[float]
     return [float(gate) for gate in np.asarray(gates).reshape(-1, ACROSS, height, width).swapaxes(1, 2).ravel()]
 
 
-def _draw_curves(path: Path, found: Sequence[Summary]) -> None:
+def _draw_curves(path: Path, found: Sequence[Summary]) -> bool:
     panels: dict[str, dict[str, list[tuple[int, float, float]]]] = {}
     what: dict[str, str] = {}
     for summary in found:
@@ -161,3 +175,4 @@ def _draw_curves(path: Path, found: Sequence[Summary]) -> None:
         point = (summary.group.examples or 0, shown.mean, shown.error)
         panels.setdefault(panel, {}).setdefault(name, []).append(point)
     draw_learning_curves(path, panels, what=what)
+    return True

@@ -169,7 +169,7 @@ def _requests(task: PaperTask, rows: Sequence[Row], study: str, options: Options
     supports = _supports(task) if study == "wrong" else next(iter(task.programs))
     sizes: Sequence[int | None] = options.sizes if study == "few" else (None,)
     protocols: Sequence[str | None] = [name for name in task.protocols if name in options.protocols] or (None,)
-    others = [options.file] if task.needs_file and options.file is not None else []
+    others = [options.file.resolve()] if task.needs_file and options.file is not None else []
     source = source_digest(options.models / task.file, *others)
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         for protocol in protocols:

@@ -47,12 +47,13 @@ def bench_paper_report(
     from emfc.cli.bench.paper_output import check_outputs, show_results, write_results
     from emfc.cli.bench.paper_plan import by_study
     from emfc.cli.bench.paper_run import time_steps
+    from emfc.cli.bench.paper_summary import mixed, summaries
     from emfc.cli.bench.paper_table import Results
 
     for path in files:
         if not path.is_file():
             raise UserError(f"{path} is not a file; give files that emfc bench paper --keep has written")
-    check_outputs(output or [], pictures)
+    check_outputs(output or [], pictures, files)
     folder = str(find_models(models))
     kept = [replace(cell, request=replace(cell.request, models=folder)) for path in files for cell in kept_cells(path)]
     for cell in kept:
@@ -60,9 +61,11 @@ def bench_paper_report(
     cells = by_study(kept)
     if not cells:
         raise UserError(f"{' and '.join(map(str, files))} hold no cells that are done")
-    results = Results(cells, knows_failures=False)
+    results = Results(cells)
     if len({cell.code for held in cells.values() for cell in held}) > 1:
-        results.missing.append(DIFFERENT_CODE)
+        tables = [mixed(summaries(held), lambda cell: cell.code) for held in cells.values()]
+        within = "; ".join(dict.fromkeys(title for titles in tables for title in titles))
+        results.missing.append(f"{DIFFERENT_CODE}; within one table: {within or 'nowhere'}")
     if cost:
         time_steps(results, {study: [cell.request for cell in held] for study, held in cells.items()})
     show_results(results, as_json=as_json)

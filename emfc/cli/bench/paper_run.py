@@ -52,7 +52,7 @@ def run_plan(
         The results.
 
     Raises:
-        UserError: No cell could be measured.
+        UserError: No cell could be measured, or one could not be kept; those that are done are shown.
         KeyboardInterrupt: Ctrl-C; what was measured is kept and shown.
     """
     for sentence in missing:
@@ -77,17 +77,17 @@ def run_plan(
                     say(f"{told}: {found}")
                     continue
                 done[request.identity] = found
-                keep_cell(keep, found)
                 say(f"{told}: {found.nll:.3f} nats, {found.steps:,} steps in {found.seconds:.0f} s")
+                keep_cell(keep, found)
         if cost:
             time_steps(results, planned)
+    except UserError as error:
+        told = _stopped(results, planned, done, str(error), show)
+        raise UserError(f"{told} shown, the last of them is kept nowhere") from error
     except KeyboardInterrupt:
         if not done:
             raise KeyboardInterrupt("interrupted before a cell was done; nothing was kept") from None
-        _gather(results, planned, done)
-        told = f"interrupted; {len(done)} of {len(wanted)} cells are"
-        results.missing.append(f"{told} measured")
-        show(results)
+        told = _stopped(results, planned, done, "interrupted", show)
         where = "shown but kept nowhere; give a file with --keep" if keep is None else f"kept in {keep}"
         raise KeyboardInterrupt(f"{told} {where}") from None
     _gather(results, planned, done)
@@ -98,6 +98,22 @@ def run_plan(
     if not done:
         raise UserError(f"nothing could be measured: {results.left_out[-1]}")
     return results
+
+
+def _stopped(
+    results: Results,
+    planned: Mapping[str, Sequence[Request]],
+    done: Mapping[Identity, Cell],
+    why: str,
+    show: Callable[[Results], None],
+) -> str:
+    """Show what is done of a run that ends early; how much that is, in words."""
+    _gather(results, planned, done)
+    wanted = {request.identity for requests in planned.values() for request in requests}
+    told = f"{why}; {len(done)} of {len(wanted)} cells are"
+    results.missing.append(f"{told} measured")
+    show(results)
+    return told
 
 
 def _gather(results: Results, planned: Mapping[str, Sequence[Request]], done: Mapping[Identity, Cell]) -> None:

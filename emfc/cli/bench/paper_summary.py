@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from emfc.cli.bench.paper_cells import Cell
@@ -12,7 +12,7 @@ from emfc.cli.bench.paper_recipes import Group, Recipe, group_of, group_titles, 
 from emfc.cli.bench.paper_rows import BASELINE, KINDS, Row
 from emfc.cli.bench.paper_tasks import TASKS
 
-__all__ = ["Estimate", "Summary", "by_recipe", "difference", "estimate", "summaries"]
+__all__ = ["Estimate", "Summary", "by_recipe", "difference", "estimate", "mixed", "summaries"]
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,10 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def difference(cells: Iterable[Cell], others: Iterable[Cell]) -> Estimate | None:
-    """Mean of the paired differences of the losses of cells with the same seed; None where there are no pairs."""
-    theirs = {cell.request.seed: cell.nll for cell in others}
-    pairs = [cell.nll - theirs[cell.request.seed] for cell in cells if cell.request.seed in theirs]
+    """Mean of the paired differences of losses, of cells with the same seed and data; None where there are no pairs."""
+    theirs = {(cell.request.seed, cell.request.source): cell.nll for cell in others}
+    mine = {(cell.request.seed, cell.request.source): cell.nll for cell in cells}
+    pairs = [nll - theirs[pair] for pair, nll in mine.items() if pair in theirs]
     return estimate(pairs) if pairs else None
 
 
@@ -96,8 +97,8 @@ def summaries(cells: Iterable[Cell]) -> list[Summary]:
         cells: The cells, each once.
 
     Returns:
-        One summary for each row of each task, protocol and number of examples, in the order of the tasks; the
-        smallest number of examples first.
+        One summary for each row of each task, protocol and number of examples, in the order of the tasks, of their
+        programs and of the kinds of flows; the smallest number of examples first.
     """
     groups: dict[Group, dict[Row, list[Cell]]] = {}
     for cell in cells:
@@ -111,12 +112,19 @@ def summaries(cells: Iterable[Cell]) -> list[Summary]:
     for group in order:
         rows = groups[group]
         baseline = rows.get(Row(BASELINE, None), [])
-        for row, held in rows.items():
+        for row in sorted(rows, key=lambda row: _place(row, group.task)):
+            held = rows[row]
             held.sort(key=lambda cell: cell.request.seed)
             apart = None if row == Row(BASELINE, None) else difference(held, baseline)
             nll = estimate([cell.nll for cell in held])
             found.append(Summary(group, titles[group], row, tuple(held), nll, apart, _above(held)))
     return found
+
+
+def _place(row: Row, task: str) -> tuple[int, int]:
+    """Where a row stands in its table."""
+    programs = [None, *TASKS[task].programs]
+    return list(KINDS).index(row.kind), programs.index(row.program)
 
 
 def _above(cells: Sequence[Cell]) -> Estimate | None:
@@ -127,6 +135,14 @@ def _above(cells: Sequence[Cell]) -> Estimate | None:
     if len(known) < len(cells):
         return None
     return estimate([cell.nll - value for cell, value in zip(cells, known, strict=True)])
+
+
+def mixed(found: Iterable[Summary], of: Callable[[Cell], str]) -> list[str]:
+    """Titles of tables whose cells differ in something, such as the code that measured them."""
+    held: dict[str, set[str]] = {}
+    for summary in found:
+        held.setdefault(summary.title, set()).update(map(of, summary.cells))
+    return [title for title, values in held.items() if len(values) > 1]
 
 
 def by_recipe(found: Iterable[Summary]) -> dict[Recipe, list[Summary]]:

@@ -13,7 +13,7 @@ from emfc.cli.bench.paper_cost import StepCost, cost_goals
 from emfc.cli.bench.paper_goals import Reached, reached, reached_when_wrong
 from emfc.cli.bench.paper_recipes import Group, group_of, told_group, told_recipe
 from emfc.cli.bench.paper_rows import KINDS, row_title
-from emfc.cli.bench.paper_summary import Estimate, Summary, by_recipe, summaries
+from emfc.cli.bench.paper_summary import Estimate, Summary, by_recipe, mixed, summaries
 from emfc.cli.bench.paper_tasks import TASKS
 
 __all__ = ["COLUMNS", "GOAL_COLUMNS", "Results", "as_document", "as_markdown", "goal_rows", "table_rows", "tables"]
@@ -36,6 +36,7 @@ COLUMNS = (
     "seeds",
 )
 GOAL_COLUMNS = ("task", "goal", "at most", "reached", "by", "met")
+DIFFERENT_SOURCE = "its programs or data were changed between cells, of which those of the same ones are compared"
 COST_COLUMNS = ("task", "MAF, ms", "GEMF-T, ms", "ratio")
 
 
@@ -49,7 +50,6 @@ class Results:
         missing: What was left out, in sentences.
         costs: Costs of training steps.
         pictures: Pictures by study: title and path from the page.
-        knows_failures: Whether cells that came to nothing are among the failures; kept cells tell nothing of them.
     """
 
     cells: dict[str, list[Cell]] = field(default_factory=dict)
@@ -57,13 +57,12 @@ class Results:
     missing: list[str] = field(default_factory=list)
     costs: list[StepCost] = field(default_factory=list)
     pictures: dict[str, dict[str, str]] = field(default_factory=dict)
-    knows_failures: bool = True
 
     @property
     def goals(self) -> list[Reached]:
         """Goals that the figures say something about."""
         failed = [request for request, _ in self.failures]
-        main = reached(summaries(self.cells.get("main", [])), failed if self.knows_failures else None)
+        main = reached(summaries(self.cells.get("main", [])), failed)
         return [*main, *cost_goals(self.costs), *reached_when_wrong(summaries(self.cells.get("wrong", [])))]
 
     @property
@@ -76,7 +75,9 @@ class Results:
             f"{row}, seed{'s' if len(held) > 1 else ''} {', '.join(held)}: {reason}"
             for (row, reason), held in seeds.items()
         ]
-        return [*self.missing, *told]
+        tables = [mixed(summaries(cells), lambda cell: cell.request.source) for cells in self.cells.values()]
+        apart = [f"{title}: {DIFFERENT_SOURCE}" for titles in tables for title in titles]
+        return [*self.missing, *apart, *told]
 
 
 def told_request(request: Request) -> str:
@@ -105,7 +106,7 @@ def _row(summary: Summary) -> list[str]:
     return [
         row_title(summary.row, task),
         _estimate(summary.nll),
-        _estimate(summary.difference, signed=True),
+        _estimate(summary.difference, signed=True) + _fewer(summary),
         _estimate(summary.above),
         "" if gates is None else " / ".join(f"{value:.2f}" for value in gates),
         f"{cells[0].parameters:,}",
@@ -114,6 +115,14 @@ def _row(summary: Summary) -> list[str]:
         _seconds(summary.mean_of("processor")),
         str(len(cells)),
     ]
+
+
+def _fewer(summary: Summary) -> str:
+    """How many seeds a difference is of, where it is of fewer than the loss is."""
+    apart = summary.difference
+    if apart is None or apart.count == len(summary.cells):
+        return ""
+    return f" ({apart.count} seed{'s' if apart.count > 1 else ''})"
 
 
 def goal_rows(goals: Sequence[Reached]) -> list[list[str]]:
