@@ -86,8 +86,8 @@ class PaperTask:
 
 
 _LEARNED = ("maf", "maf-l", "nsf")
-_EMBEDDED = ("emf-t", "emf-m", "gemf-t", "gemf-t-element", "gemf-m", "b-maf")
-_ON_SPLINES = ("nsf-emf-t", "nsf-emf-m", "nsf-gemf-t", "nsf-gemf-t-element", "nsf-gemf-m", "b-nsf")
+_EMBEDDED = ("emf-t", "emf-m", "gemf-t", "gemf-t-element", "gemf-m", "gemf-m-element", "b-maf")
+_ON_SPLINES = (*(f"nsf-{row}" for row in _EMBEDDED[:-1]), "b-nsf")
 _ONE_PROGRAM = (*_LEARNED, *_EMBEDDED, *_ON_SPLINES, "bare")
 _SERIES = (*_ONE_PROGRAM, "emf-t:s", "gemf-t:s", "gemf-m:s", "bare:s", "emf-t:right", "gemf-t:right", "bare:right")
 
