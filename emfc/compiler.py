@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from emfc.errors import UserError
 from emfc.layers.log_joint import LogJoint
 from emfc.layers.structured import StructuredLayer
 from emfc.layers.verification import evaluate_plan
+from emfc.options import keywords_of, read_keywords
 from emfc.passes.pipeline import site_parents
 from emfc.program.errors import CompileError
 from emfc.program.graph import ModelGraph
@@ -96,7 +98,7 @@ def compile(
 
     Raises:
         CompileError: The program cannot be compiled.
-        UserError: An option has a value that it can't have.
+        UserError: An option is unknown or has a value that it can't have.
 
     Example:
         >>> import pyro, pyro.distributions as dist, emfc
@@ -106,6 +108,9 @@ def compile(
         >>> print(emfc.compile(model).rows()[1]["parents"])
         ['scale']
     """
+    if isinstance(model, ModelGraph) and (args or kwargs):
+        raise UserError("a parsed graph has its program's arguments already; give none with it")
+    read_keywords("compile", _OPTIONS, model, kwargs)
     with _compiling():
         graph = model if isinstance(model, ModelGraph) else parse(model, *args, **kwargs)
         layer = StructuredLayer(
@@ -115,6 +120,9 @@ def compile(
             checked: Mapping[str, Any] = graph.kwargs
             verify(graph.program, graph.model, graph.args, checked, evaluate_plan(layer.plan))
     return layer
+
+
+_OPTIONS = keywords_of(compile)
 
 
 def parse_target(model: Callable[..., Any], *args: Any, **kwargs: Any) -> Target:

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 from torch.distributions import Transform, constraints
 
-__all__ = ["Bijection", "Chain"]
-
-
-class Bijection(Protocol):
-    """What a part of a chain must offer: the map with its log-Jacobian, and its inverse."""
-
-    def __call__(self, value: Tensor) -> Tensor: ...
-
-    def call_and_ladj(self, value: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    @property
-    def inv(self) -> Any: ...
+__all__ = ["Chain"]
 
 
 class Chain(Transform):

@@ -19,6 +19,7 @@ from emfc.flows.distribution import ExampleSupport, FlowDistribution
 from emfc.flows.normalisation import GatedNormalisation, Normalisation
 from emfc.flows.starting import standardise
 from emfc.layers import StructuredLayer
+from emfc.options import keywords_of, read_keywords
 
 __all__ = ["EmbeddedModelFlow"]
 
@@ -99,6 +100,7 @@ class EmbeddedModelFlow(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
+        read_keywords("EmbeddedModelFlow", keywords_of(type(self).__init__), model, kwargs)
         configuration = _configuration(
             backbone=backbone,
             placement=placement,
@@ -136,6 +138,8 @@ class EmbeddedModelFlow(nn.Module):
         Raises:
             ValueError: If an option has no meaning.
         """
+        if configuration is not None and options:
+            raise ValueError(f"give a configuration or {', '.join(options)}, not both")
         flow = cls.__new__(cls)
         nn.Module.__init__(flow)
         flow._assemble(layer, configuration or _configuration(**options), preprocess)

@@ -107,7 +107,11 @@ def calibrate(
             held = _Given(log_joint, data[number])
             flow.load_state_dict(fresh)
             try:
-                fit_variational(flow, held, seconds=seconds, steps=steps, seed=seed + number, start="mode", **given)
+                record = fit_variational(
+                    flow, held, seconds=seconds, steps=steps, seed=seed + number, start="mode", **given
+                )
+                if record.stopped == "interrupted":  # which is no fit to be judged
+                    raise KeyboardInterrupt
                 found, khat = _posterior_draws(flow, held, draws, seed=seed + number, reweight=reweight)
             except KeyboardInterrupt:
                 interrupted = True

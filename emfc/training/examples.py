@@ -56,6 +56,8 @@ class Examples:
                     "data are a tensor, an array, or a mapping from site name to one of these, "
                     f"and cannot be made of {_what(value)}"
                 ) from error
+            if tensor.is_complex():
+                raise UserError("data must be real numbers; these are complex")
             return tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype)
 
         held: Tensor | dict[str, Tensor]

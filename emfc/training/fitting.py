@@ -260,6 +260,8 @@ def _sources(
     if validation is not None:
         held_out = Examples.of(validation, validation_context, device=device, dtype=dtype)
         check_context(flow, held_out.context, what="the validation context")
+    elif validation_context is not None:
+        raise UserError("validation_context belongs to validation, which was not given")
     if callable(data) and not isinstance(data, Mapping):
         if context is not None:
             raise UserError(

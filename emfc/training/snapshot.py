@@ -83,13 +83,16 @@ class Snapshot:
 @contextmanager
 def undone_on_error(flow: Any) -> Iterator[None]:
     """Gives a flow that an error leaves before training its parameters and buffers back, as they were."""
-    parameters = [(parameter, parameter.data) for parameter in flow.parameters()]
-    buffers = [(part, name, held) for part in flow.modules() for name, held in part.named_buffers(recurse=False)]
+    parameters = [(parameter, parameter.data, parameter.detach().clone()) for parameter in flow.parameters()]
+    buffers = [
+        (part, name, held, held.clone()) for part in flow.modules() for name, held in part.named_buffers(recurse=False)
+    ]
     try:
         yield
     except BaseException:
-        for parameter, held in parameters:
-            parameter.data = held
-        for part, name, held in buffers:
-            setattr(part, name, held)
+        with torch.no_grad():
+            for parameter, held, value in parameters:
+                parameter.data = held.copy_(value)
+            for part, name, held, value in buffers:
+                setattr(part, name, held.copy_(value))
         raise

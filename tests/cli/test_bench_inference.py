@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from importlib import import_module
+from types import SimpleNamespace
 
 import pyro
 import pytest
@@ -327,6 +329,31 @@ def test_goes_on_where_it_stopped(command, tmp_path, reference):
     assert "eight schools, paper's" in result.stdout
     command(*(word if word != "1" else "2" for word in QUICK), "--reference", reference, "--keep", kept)
     assert [json.loads(line)["seed"] for line in kept.read_text().splitlines()] == [0, 1]
+    kept.write_text(first + first[:100])  # as a run leaves it that is killed while it writes
+    assert "line 2 is cut off" in command(*QUICK, "--reference", reference, "--keep", kept).stderr
+    command(*(word if word != "400" else "500" for word in QUICK), "--reference", reference, "--keep", kept)
+    assert [held["counts"] for line in kept.read_text().splitlines()[2:] for held in [json.loads(line)]] == [500]
+
+
+def test_ctrl_c_ends_it_and_keeps_no_cut_short_fit(command, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        return SimpleNamespace(record=SimpleNamespace(stopped="interrupted"))
+
+    monkeypatch.setattr(import_module("emfc.inference.infer"), "infer", interrupted)
+    for way, target in (("emfc", "eight-schools"), ("nuts", "eight-schools-centred")):
+        words = (*QUICK, "--targets", target, "--ways", way, "--keep", tmp_path / "k.jsonl")
+        assert "interrupted; cells that are done are kept in" in command(*words, status=130).stderr
+    assert not (tmp_path / "k.jsonl").exists()
+
+
+def test_a_cell_that_fails_leaves_others_alone(command, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(import_module("emfc.inference.infer"), "infer", fails)
+    result = command(*QUICK, "--ways", "emfc,AutoNormal")
+    assert "a fault of emfc itself: RuntimeError: broken" in result.stderr
+    assert "AutoNormal, seed 0" in result.stderr
 
 
 def test_trains_peers(command):

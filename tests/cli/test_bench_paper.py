@@ -20,10 +20,11 @@ import torch
 
 from emfc.cli.bench import paper_training
 from emfc.cli.bench.inference_references import find_models
+from emfc.cli.bench.keeping import check_keep, keep_cell, source_digest
 from emfc.cli.bench.paper_cells import Cell, Request, code_digest, load_task_program, measure_cell
 from emfc.cli.bench.paper_cost import StepCost, step_cost
 from emfc.cli.bench.paper_goals import CLOSED, GOALS, reached, reached_when_wrong
-from emfc.cli.bench.paper_keep import check_keep, keep_cell, kept_cells, source_digest
+from emfc.cli.bench.paper_keep import kept_cells
 from emfc.cli.bench.paper_pictures import draw_pictures
 from emfc.cli.bench.paper_plan import SIZES, Options, by_study, plan
 from emfc.cli.bench.paper_rows import KINDS, FlowSize, Row, build_flow, read_row, row_title

@@ -7,13 +7,19 @@ import math
 import subprocess
 import sys
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.distributions import biject_to
 
+from emfc.compiler import compile as compile_program
+from emfc.compiler import parse
 from emfc.data import Chain as Steps
 from emfc.data import Logit, Scale
+from emfc.errors import UserError
 from emfc.flows import EmbeddedModelFlow
+from emfc.flows.configuration import FlowConfiguration
 from tests.flows.fakes import ChainLayer, LevelLayer
 
 BACKBONES = ["maf", "nsf", "coupling", "mvn", None]
@@ -225,3 +231,20 @@ def test_importing_flows_leaves_argument_validation_on():
     program = "import torch; d = torch.distributions; import emfc.flows; d.Normal(0., -1.)"
     outcome = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert "Expected parameter scale" in outcome.stderr
+
+
+def test_options_that_nobody_knows_are_refused():
+    def model(steps=2):
+        pyro.sample("x", dist.Normal(torch.zeros(steps), 1.0).to_event(1))
+
+    with pytest.raises(
+        UserError, match=r"'hiden_features' is neither an option of EmbeddedModelFlow .* 'hidden_feature"
+    ):
+        EmbeddedModelFlow(model, hiden_features=(8,))
+    with pytest.raises(UserError, match=r"'gates' is neither an option of compile .*did you mean 'gate'"):
+        compile_program(model, gates="site")
+    assert EmbeddedModelFlow(model, steps=3).layer.dim == 3
+    with pytest.raises(UserError, match="a parsed graph has its program's arguments already"):
+        compile_program(parse(model), steps=3)
+    with pytest.raises(ValueError, match="give a configuration or backbone, not both"):
+        EmbeddedModelFlow.from_layer(ChainLayer(6), FlowConfiguration(), backbone="nsf")

@@ -211,3 +211,26 @@ def test_other_refusals() -> None:
         calibrate(_no_data)
     with pytest.raises(UserError, match="simulations must be a whole number"):
         calibrate(programs.normal, torch.zeros(2), simulations=5)
+
+
+def test_ctrl_c_within_a_fit_ends_it_and_leaves_that_fit_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+    real = calibration._Given.forward
+
+    def interrupted(self: torch.nn.Module, examples: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if fits == 3 and calls > 5:
+            raise KeyboardInterrupt
+        return real(self, examples)
+
+    fits = 1
+
+    def count(done: int) -> None:
+        nonlocal fits, calls
+        fits, calls = done + 1, 0
+
+    monkeypatch.setattr(calibration._Given, "forward", interrupted)
+    found = calibrate(programs.normal, torch.zeros(2), simulations=20, steps=20, progress=count)
+    assert found.interrupted
+    assert len(found.ranks) == 2

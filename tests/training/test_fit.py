@@ -183,6 +183,30 @@ def test_ctrl_c_before_the_first_epoch_keeps_the_start():
     assert all(torch.equal(a, b) for a, b in zip(weights, flow.parameters(), strict=True))
 
 
+def test_an_interrupted_start_leaves_the_flow_as_it_was(monkeypatch):
+    def model():
+        scale = pyro.param("scale", lambda: torch.ones(3), constraint=dist.constraints.positive)
+        pyro.sample("x", dist.Normal(torch.zeros(3), scale).to_event(1))
+
+    def interrupted(flow, data):
+        flow.noise_normalisation.opened.scale.fill_(7.0)
+        raise KeyboardInterrupt
+
+    flow = EmbeddedModelFlow(model, hidden_features=(8, 8))
+    before = {name: value.clone() for name, value in flow.state_dict().items()}
+    monkeypatch.setattr("emfc.flows.starting.start_gates", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(flow, 5 * torch.randn(200, 3), epochs=1)
+    assert all(torch.equal(value, before[name]) for name, value in flow.state_dict().items())
+
+
+def test_data_that_would_be_misread_are_refused():
+    with pytest.raises(UserError, match="data must be real numbers"):
+        fit(_flow(), _data().to(torch.complex64))
+    with pytest.raises(UserError, match="validation_context belongs to validation"):
+        fit(_flow(context_features=1), _data(), context=torch.zeros(400, 1), validation_context=torch.zeros(40, 1))
+
+
 class _Breaking(ChainLayer):
     """Gives a wrong loss at some of its training evaluations."""
 

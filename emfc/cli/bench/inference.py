@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +13,6 @@ import typer
 
 from emfc.cli.options import JsonOption, numeric_defaults, require_named
 from emfc.errors import UserError
-from emfc.program.errors import CompileError
 
 __all__ = ["bench_inference", "register"]
 
@@ -74,7 +73,9 @@ def bench_inference(
     from emfc.cli.bench.inference_references import Prepared, find_models, prepare
     from emfc.cli.bench.inference_targets import TARGETS
     from emfc.cli.bench.inference_ways import PEERS
+    from emfc.cli.bench.keeping import check_keep, keep_cell, source_digest
     from emfc.cli.bench.measure import one_thread
+    from emfc.cli.bench.paper_workers import reason
     from emfc.cli.console import say
     from emfc.data.atomic import check_target
 
@@ -90,7 +91,10 @@ def bench_inference(
         if target.suffix.lower() not in (".md", ".json"):
             raise UserError(f"cannot write {target}: the ending must be .md or .json")
         check_target(target)
+        if keep is not None and target.resolve() == keep.resolve():
+            raise UserError(f"cannot write {target}: it is the file that cells are kept in; give another name")
     folder = find_models(models)
+    check_keep(keep)
     cells = _kept(keep)
     chosen, missing = [], []
     with numeric_defaults("float64", 0), one_thread():
@@ -108,17 +112,26 @@ def bench_inference(
         mine = []
         for prepared, way, seed, run in _runs(chosen, asked, seeds, seconds, draws, samples):
             budget = prepared.target.seconds if seconds is None else seconds
-            identity = (prepared.target.key, way, seed, budget, prepared.moments is not None)
+            counts = samples if way in (NUTS, PEER_NUTS) else draws
+            source = source_digest(folder / prepared.target.program.partition(":")[0])
+            identity = (prepared.target.key, way, seed, budget, prepared.moments is not None, counts, source)
             if identity not in done:
                 try:
-                    cell = run()
-                except (CompileError, UserError) as error:
-                    missing.append(f"{prepared.target.title}, {way}, seed {seed}: {error}")
+                    cell = replace(run(), counts=counts, source=source)
+                except Exception as error:
+                    missing.append(f"{prepared.target.title}, {way}, seed {seed}: {reason(error)}")
                     say(missing[-1])
                     continue
+                except KeyboardInterrupt:
+                    where = (
+                        f"cells that are done are kept in {keep}"
+                        if keep
+                        else "nothing is kept; give a file with --keep"
+                    )
+                    raise KeyboardInterrupt(f"interrupted; {where}") from None
                 cells.append(cell)
-                _keep(keep, cell)
                 say(_told(cell))
+                keep_cell(keep, cell)
             mine.append(next(cell for cell in reversed(cells) if _identity(cell) == identity))
     if not mine:
         raise UserError(f"nothing could be measured: {missing[-1]}")
@@ -147,8 +160,9 @@ def _runs(
                     yield prepared, way, seed, partial(cell, prepared, samples=samples, **options)
 
 
-def _identity(cell: Any) -> tuple[str, str, int, float, bool]:
-    return cell.target, cell.way, cell.seed, cell.budget, cell.mean_error is not None
+def _identity(cell: Any) -> tuple[Any, ...]:
+    compared = cell.mean_error is not None
+    return cell.target, cell.way, cell.seed, cell.budget, compared, cell.counts, cell.source
 
 
 def _kept(path: Path | None) -> list[Any]:
@@ -157,30 +171,15 @@ def _kept(path: Path | None) -> list[Any]:
     Raises:
         UserError: The file is of something else.
     """
+    from pydantic import TypeAdapter
+
     from emfc.cli.bench.inference_cells import Cell
     from emfc.cli.bench.inference_targets import TARGETS
-    from emfc.data.atomic import check_target
+    from emfc.cli.bench.keeping import read_cells
 
-    if path is None:
-        return []
-    check_target(path)
-    if not path.exists():
-        return []
-    try:
-        cells = [Cell(**json.loads(line)) for line in path.read_text().splitlines()]
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path} does not hold results of emfc bench inference; give another file to --keep") from error
+    read = TypeAdapter(Cell).validate_json
+    cells = read_cells(path, read, what="emfc bench inference", beginning='{"target": ')
     return [cell for cell in cells if cell.target in TARGETS]
-
-
-def _keep(path: Path | None, cell: Any) -> None:
-    if path is None:
-        return
-    try:
-        with path.open("a") as file:
-            file.write(json.dumps(asdict(cell)) + "\n")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def _told(cell: Any) -> str:

@@ -44,6 +44,8 @@ class Cell:
         kept: What was trained: family, start, reason to stop.
         ess: Effective draws of the worst element, of a sampler.
         divergences: Divergent steps of a sampler.
+        counts: How many draws were compared, or sampled.
+        source: Digest of the target's program file.
     """
 
     target: str
@@ -65,6 +67,8 @@ class Cell:
     kept: str | None = None
     ess: float | None = None
     divergences: int | None = None
+    counts: int = 0
+    source: str = ""
 
     @property
     def ess_per_second(self) -> float | None:

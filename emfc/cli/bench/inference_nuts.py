@@ -28,6 +28,8 @@ def nuts_cell(prepared: Prepared, *, seed: int, seconds: float, samples: int) ->
 
     began, processor = time.perf_counter(), time.process_time()
     posterior = infer(partial(prepared.model, **prepared.data), seconds=_SHARE * seconds, seed=seed, draws=100)
+    if posterior.record.stopped == "interrupted":
+        raise KeyboardInterrupt
     if posterior.log_joint is None:
         raise RuntimeError("a posterior that was just inferred has its log joint density")
     chains = run_nuts(posterior.flow, posterior.log_joint, warmup=samples, samples=samples, seed=seed)

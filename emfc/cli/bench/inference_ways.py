@@ -27,6 +27,8 @@ def infer_cell(prepared: Prepared, *, seed: int, seconds: float, draws: int) -> 
 
     began, processor = time.perf_counter(), time.process_time()
     posterior = infer(partial(prepared.model, **prepared.data), seconds=seconds, seed=seed, draws=100)
+    if posterior.record.stopped == "interrupted":
+        raise KeyboardInterrupt
     took = (time.perf_counter() - began, time.process_time() - processor)
     flow, record = posterior.flow, posterior.record
     if posterior.log_joint is None:

@@ -98,7 +98,8 @@ def bench_paper(
 ) -> None:
     """Measure flows with and without programs on the tasks of the paper."""
     from emfc.cli.bench.inference_references import find_models
-    from emfc.cli.bench.paper_keep import PROTOCOLS, check_keep, kept_cells
+    from emfc.cli.bench.keeping import check_keep
+    from emfc.cli.bench.paper_keep import PROTOCOLS, kept_cells
     from emfc.cli.bench.paper_output import check_outputs, show_results, write_results
     from emfc.cli.bench.paper_plan import SIZES, STUDIES, Options, plan
     from emfc.cli.bench.paper_run import run_plan

@@ -1,37 +1,24 @@
-"""The file of cells that are done: JSON lines, one for each cell, so that a long run can go on where it stopped."""
+"""Cells of ``emfc bench paper`` in the files that runs go on from."""
 
 from __future__ import annotations
 
-import ast
-import errno
-import hashlib
-import json
-import os
-from dataclasses import asdict
-from functools import cache
-from io import RawIOBase
 from pathlib import Path
 
 from pydantic import TypeAdapter
 
-from emfc import __version__
+from emfc.cli.bench.keeping import read_cells
 from emfc.cli.bench.paper_cells import Cell
-from emfc.cli.console import say
 from emfc.cli.options import DtypeName
-from emfc.data.atomic import check_target
-from emfc.errors import UserError
 
-__all__ = ["PROTOCOLS", "check_keep", "keep_cell", "kept_cells", "source_digest"]
+__all__ = ["PROTOCOLS", "kept_cells"]
 
-SHORT = 12
 PROTOCOLS = ("paper", "held-out")
 DTYPES = tuple(name.value for name in DtypeName)
 _CELL = TypeAdapter(Cell)
-BEGINNING = '{"request": '
 
 
 def kept_cells(path: Path | None) -> list[Cell]:
-    """Cells of earlier runs; one that was cut off when a run was killed is left out, and that is told.
+    """Cells of earlier runs; one that was cut off is left out.
 
     Args:
         path: The file; none where it is None or doesn't exist.
@@ -39,48 +26,11 @@ def kept_cells(path: Path | None) -> list[Cell]:
     Raises:
         UserError: The file is of something else, or cannot be read.
     """
-    if path is None or not path.exists():
-        return []
-    _require_file(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no text; it needs results of emfc bench paper") from error
-    cells = []
-    for number, line in enumerate(lines, 1):
-        try:
-            cells += [_sound(_CELL.validate_json(line))] if line else []
-        except ValueError as error:
-            begins = line.startswith(BEGINNING) or (number == len(lines) and BEGINNING.startswith(line))
-            if not (begins and _cut_off(line)):
-                raise UserError(f"{path} does not hold results of emfc bench paper; see line {number}") from error
-            say(f"{path}: line {number} is cut off; its cell is left out")
-    return cells
+    return read_cells(path, _read, what="emfc bench paper", beginning='{"request": ')
 
 
-def check_keep(path: Path | None) -> None:
-    """Check, before anything is measured, that cells can be added to a file.
-
-    Raises:
-        UserError: It is no file, or it may not be written to.
-    """
-    if path is None:
-        return
-    check_target(path)
-    if not os.path.lexists(path):
-        return
-    _require_file(path)
-    try:
-        path.open("ab").close()
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise UserError(f"{path} is not a file that cells can be kept in; give another name")
+def _read(line: str) -> Cell:
+    return _sound(_CELL.validate_json(line))
 
 
 def _sound(cell: Cell) -> Cell:
@@ -102,65 +52,3 @@ def _sound(cell: Cell) -> Cell:
     ):
         raise ValueError("a number of the cell is out of its range")
     return cell
-
-
-def keep_cell(path: Path | None, cell: Cell) -> None:
-    """Add a cell to the file, whole or not at all.
-
-    Raises:
-        UserError: The file cannot be written.
-    """
-    if path is None:
-        return
-    try:
-        with path.open("a+b", buffering=0) as file:
-            length = file.tell()
-            line = ("\n" * (length > 0 and not _ends_line(file)) + json.dumps(asdict(cell)) + "\n").encode()
-            try:
-                written = file.write(line)
-            except OSError:
-                file.truncate(length)
-                raise
-            if written != len(line):
-                file.truncate(length)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _ends_line(file: RawIOBase) -> bool:
-    file.seek(-1, os.SEEK_END)
-    return file.read(1) == b"\n"
-
-
-def _cut_off(line: str) -> bool:
-    """Whether the end of a line is missing."""
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return True
-    return False
-
-
-@cache
-def source_digest(path: Path, *others: Path) -> str:
-    """A short digest of a program file, comments and docstrings left out, of files of data and of emfc's version.
-
-    Raises:
-        UserError: A file cannot be read.
-    """
-    total = hashlib.sha256(__version__.encode())
-    try:
-        total.update(ast.dump(_bare(ast.parse(path.read_bytes()))).encode())
-        for other in others:
-            total.update(other.read_bytes())
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"cannot read {getattr(error, 'filename', None) or path}: {error}") from error
-    return total.hexdigest()[:SHORT]
-
-
-def _bare(tree: ast.Module) -> ast.Module:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and ast.get_docstring(node) is not None:
-            node.body = node.body[1:]
-    return tree

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from emfc.cli.bench.keeping import source_digest
 from emfc.cli.bench.paper_cells import Cell, Request
-from emfc.cli.bench.paper_keep import source_digest
 from emfc.cli.bench.paper_recipes import group_of
 from emfc.cli.bench.paper_rows import BASELINE, KINDS, Row, read_row
 from emfc.cli.bench.paper_tasks import FEW_TASKS, TASKS, PaperTask

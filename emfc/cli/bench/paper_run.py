@@ -7,9 +7,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from emfc.cli.bench.keeping import keep_cell
 from emfc.cli.bench.paper_cells import Cell, Request, code_digest, measure_cell
 from emfc.cli.bench.paper_cost import step_cost
-from emfc.cli.bench.paper_keep import keep_cell
 from emfc.cli.bench.paper_table import Results, told_request
 from emfc.cli.bench.paper_tasks import TASKS
 from emfc.cli.bench.paper_workers import reason, run_cells

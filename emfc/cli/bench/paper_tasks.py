@@ -75,11 +75,6 @@ class PaperTask:
     needs_file: bool = False
 
     @property
-    def right_programs(self) -> dict[str, PaperProgram]:
-        """Programs that are not wrong on purpose."""
-        return {key: program for key, program in self.programs.items() if not program.wrong}
-
-    @property
     def wrong_programs(self) -> dict[str, PaperProgram]:
         """Programs that are wrong on purpose."""
         return {key: program for key, program in self.programs.items() if program.wrong}
