@@ -105,7 +105,7 @@ class EmbeddedModelFlow(nn.Module):
             backbone=backbone,
             placement=placement,
             transforms=transforms,
-            hidden_features=tuple(hidden_features),
+            hidden_features=hidden_features,
             context_features=context_features,
             activation=activation,
             bins=bins,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -227,8 +228,8 @@ class StructuredLayer(nn.Module):
         """
         if self.gate_logits is None:
             raise UserError("this layer was compiled without gates; compile it with gate='site' or gate='element'")
-        if not 0 <= value <= 1:
-            raise UserError(f"a gate lies in [0, 1]; {value} does not")
+        if not isinstance(value, Real) or not 0 <= value <= 1:
+            raise UserError(f"a gate is a number in [0, 1], not {value!r}")
         with torch.no_grad():
             self.gate_logits.fill_(math.log(value / (1 - value)) if 0 < value < 1 else math.inf * (2 * value - 1))
 

@@ -171,6 +171,12 @@ def fit(
         raise UserError("resume=True needs checkpoint, the folder to go on from")
     if epochs is not None and steps is not None:
         raise UserError("epochs and steps are two ways to say how long to train; give one of them")
+    if dtype not in (None, torch.float32, torch.float64):
+        raise UserError(f"dtype must be torch.float32, torch.float64 or None, not {dtype!r}")
+    try:
+        device = None if device is None else torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"device must be the name of a device, such as 'cpu' or 'cuda', not {device!r}") from error
     rows, seed = read_whole("rows", rows, 1), read_seed(seed)
     settings = Settings(
         epochs=1 if epochs is None else epochs,

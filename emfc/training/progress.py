@@ -100,13 +100,19 @@ class LineProgress(SilentProgress):
             self._held = text
 
     def remark(self, text: str) -> None:
+        self._tell_held()
         print(text, file=self.stream, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._tell_held()
+
+    def _tell_held(self) -> None:
+        """The line of the last epoch, if it was held back."""
         if self._held is not None:
             print(self._held, file=self.stream, flush=True)
+            self._held = None
 
 
 class BarProgress(SilentProgress):

@@ -168,6 +168,7 @@ def test_table_on_the_terminal(command):
         (("--steps", "ten"), "--steps needs whole numbers"),
         (("--steps", "1"), "at least 3"),
         (("--batch", "0"), "at least 1"),
+        (("--quick", "--programs", "chain", "--measures", "density"), "none of these programs has any of these"),
         (("-o", "cost.txt"), "must be .md or .json"),
         (("--picture", "cost.txt"), "ending must be one of"),
         (("-o", "nowhere/cost.md"), "does not exist"),

@@ -109,7 +109,7 @@ def test_gate_misuse_is_told():
         emfc.compile(families, gate="sites")
     with pytest.raises(UserError, match="without gates"):
         emfc.compile(families).set_gates(1.0)
-    with pytest.raises(UserError, match="lies in"):
+    with pytest.raises(UserError, match="a number in"):
         emfc.compile(families, gate="site").set_gates(1.5)
 
 

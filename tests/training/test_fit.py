@@ -203,6 +203,14 @@ def test_an_interrupted_start_leaves_the_flow_as_it_was(monkeypatch):
 def test_data_that_would_be_misread_are_refused():
     with pytest.raises(UserError, match="data must be real numbers"):
         fit(_flow(), _data().to(torch.complex64))
+    with pytest.raises(UserError, match=r"dtype must be torch.float32, torch.float64 or None, not 'float64'"):
+        fit(_flow(), _data(), dtype="float64")
+    with pytest.raises(UserError, match="dtype must be"):
+        fit(_flow(), _data(), dtype=torch.float16)
+    with pytest.raises(UserError, match=r"device must be the name of a device, .* not 'foo'"):
+        fit(_flow(), _data(), device="foo")
+    with pytest.raises(ValueError, match="hidden_features: "):
+        _flow(hidden_features=8)
     with pytest.raises(UserError, match="validation_context belongs to validation"):
         fit(_flow(context_features=1), _data(), context=torch.zeros(400, 1), validation_context=torch.zeros(40, 1))
 

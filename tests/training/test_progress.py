@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 
@@ -43,6 +44,17 @@ def test_lines_are_few_and_the_last_epoch_is_shown():
     fit(flow, torch.randn(60, 3), epochs=6, progress=LineProgress(stream, every=1000.0))
     lines = stream.getvalue().splitlines()
     assert [line.split()[1] for line in lines] == ["1/6", "6/6"]
+
+
+def test_lines_stand_in_the_order_of_what_happened():
+    stream = io.StringIO()
+    with LineProgress(stream, every=1000.0) as progress:
+        progress.start(10)
+        for epoch in (1, 2, 3):
+            progress.epoch(dataclasses.replace(ROW, epoch=epoch), best=1.4)
+        progress.remark("interrupted")
+    lines = stream.getvalue().splitlines()
+    assert [line.split()[:2] for line in lines] == [["epoch", "1/10"], ["epoch", "3/10"], ["interrupted"]]
 
 
 def test_bar_shows_figures():

@@ -101,9 +101,14 @@ def test_rows_may_come_with_contexts():
 
 def test_dropout_and_patience_know_that_the_rows_never_end():
     flow = EmbeddedModelFlow.from_layer(ChainLayer(DIM), hidden_features=(64, 64))
+    dropped = []
+    flow.set_dropout = lambda probability: dropped.append(probability)
     result = fit(flow, functools.partial(Simulator(), scale=0.7), rows=50, epochs=60, batch_size=50, learning_rate=0.05)
     assert result.stopped == "epochs"
     assert result.epochs == 60
+    assert set(dropped) == {0.0}
+    fit(flow, Simulator()(n=50, seed=0), epochs=1, batch_size=50)  # as many parameters, and no more rows than these
+    assert dropped[-2:] == [0.1, 0.0]
 
 
 def test_what_is_wrong_is_told():

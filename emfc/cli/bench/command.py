@@ -97,6 +97,8 @@ def bench(
             for figure in _long_programs([name for name in named if name in LONG_PROGRAMS], quick=quick):
                 figures.append(figure)
                 say(_told(figure))
+    if not figures:
+        raise UserError("nothing can be measured: none of these programs has any of these measures; name others")
     _show(figures, as_json=as_json)
     _write(figures, output or [], picture)
 
