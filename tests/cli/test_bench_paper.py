@@ -747,6 +747,10 @@ def test_goals_of_wrong_programs_hold_the_worst_row():
     assert found[0].where == "GEMF-M, wrong dynamics"
     assert found[1].value == pytest.approx(0.85)
     assert found[1].limit == CLOSED
+    held = {"task": TASKS["iris"], "gates": {"a": [0.1]}}
+    told = [pairs("gemf-t", "wrong-scale", [1.0], protocol=protocol, **held) for protocol in ("paper", "held-out")]
+    whats = [goal.what for goal in reached_when_wrong(summaries([*told[0], *told[1]]))]
+    assert whats == [f"mis-scaled prior, {protocol} protocol, mean gate" for protocol in ("paper", "held-out")]
 
 
 def test_goals_are_of_tasks_that_are_there():

@@ -255,6 +255,7 @@ def reached_when_wrong(found: Sequence[Summary]) -> list[Reached]:
     for (group, program), rows in groups.items():
         task = group.task
         title = TASKS[task].programs[program].title
+        title += "" if group.protocol is None else f", {group.protocol} protocol"
         apart = [(_worse(summary.difference), summary) for summary in rows if summary.difference is not None]
         if apart:
             what = f"{title}, difference to MAF less one standard error"
