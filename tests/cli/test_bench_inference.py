@@ -342,8 +342,10 @@ def test_ctrl_c_ends_it_and_keeps_no_cut_short_fit(command, tmp_path, monkeypatc
     monkeypatch.setattr(import_module("emfc.inference.infer"), "infer", interrupted)
     for way, target in (("emfc", "eight-schools"), ("nuts", "eight-schools-centred")):
         words = (*QUICK, "--targets", target, "--ways", way, "--keep", tmp_path / "k.jsonl")
-        assert "interrupted; cells that are done are kept in" in command(*words, status=130).stderr
+        assert "interrupted; no cell is kept" in command(*words, status=130).stderr
     assert not (tmp_path / "k.jsonl").exists()
+    (tmp_path / "k.jsonl").write_text("")
+    assert f"the cells that are done are kept in {tmp_path}" in command(*words, status=130).stderr
 
 
 def test_a_cell_that_fails_leaves_others_alone(command, monkeypatch):

@@ -62,11 +62,11 @@ def bench(
         _refuse_options(context)
         return
     from emfc.cli.bench.figures import COMPILED, MEASURES, Settings, measure_programs
+    from emfc.cli.bench.keeping import check_pages
     from emfc.cli.bench.measure import one_thread
     from emfc.cli.bench.scaling import LONG_PROGRAMS
     from emfc.cli.bench.subjects import SUBJECTS
     from emfc.cli.console import say
-    from emfc.data.atomic import check_target
     from emfc.report import check_picture_target
 
     known = [*SUBJECTS, *LONG_PROGRAMS]
@@ -82,10 +82,7 @@ def bench(
         measures=chosen,
         budget=QUICK_BUDGET if quick else 1.0,
     )
-    for target in output or ():
-        if target.suffix.lower() not in (".md", ".json"):
-            raise UserError(f"cannot write {target}: the ending must be .md or .json")
-        check_target(target)
+    check_pages(output or [])
     if picture is not None:
         check_picture_target(picture)
     figures: list[Any] = []

@@ -73,11 +73,10 @@ def bench_inference(
     from emfc.cli.bench.inference_references import Prepared, find_models, prepare
     from emfc.cli.bench.inference_targets import TARGETS
     from emfc.cli.bench.inference_ways import PEERS
-    from emfc.cli.bench.keeping import check_keep, keep_cell, source_digest
+    from emfc.cli.bench.keeping import check_keep, check_pages, keep_cell, source_digest, told_interruption
     from emfc.cli.bench.measure import one_thread
     from emfc.cli.bench.paper_workers import reason
     from emfc.cli.console import say
-    from emfc.data.atomic import check_target
 
     named = list(TARGETS) if targets is None else [word.strip() for word in targets.split(",")]
     require_named(named, list(TARGETS), what="the target")
@@ -87,12 +86,7 @@ def bench_inference(
     asked += [*(PEERS if peers else ()), *((NUTS, PEER_NUTS) if nuts else ())]
     if reference is not None and not reference.is_dir():
         raise UserError(f"the folder {reference} does not exist; --reference takes posteriordb/ and inference_gym/")
-    for target in output or ():
-        if target.suffix.lower() not in (".md", ".json"):
-            raise UserError(f"cannot write {target}: the ending must be .md or .json")
-        check_target(target)
-        if keep is not None and target.resolve() == keep.resolve():
-            raise UserError(f"cannot write {target}: it is the file that cells are kept in; give another name")
+    check_pages(output or [], [] if keep is None else [keep])
     folder = find_models(models)
     check_keep(keep)
     cells = _kept(keep)
@@ -118,17 +112,12 @@ def bench_inference(
             if identity not in done:
                 try:
                     cell = replace(run(), counts=counts, source=source)
-                except Exception as error:
+                except Exception as error:  # is told, and the others go on
                     missing.append(f"{prepared.target.title}, {way}, seed {seed}: {reason(error)}")
                     say(missing[-1])
                     continue
                 except KeyboardInterrupt:
-                    where = (
-                        f"cells that are done are kept in {keep}"
-                        if keep
-                        else "nothing is kept; give a file with --keep"
-                    )
-                    raise KeyboardInterrupt(f"interrupted; {where}") from None
+                    raise KeyboardInterrupt(f"interrupted; {told_interruption(keep)}") from None
                 cells.append(cell)
                 say(_told(cell))
                 keep_cell(keep, cell)

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache
 from io import RawIOBase
@@ -19,7 +19,7 @@ from emfc.cli.console import say
 from emfc.data.atomic import check_target
 from emfc.errors import UserError
 
-__all__ = ["check_keep", "keep_cell", "read_cells", "source_digest"]
+__all__ = ["check_keep", "check_pages", "keep_cell", "read_cells", "source_digest", "told_interruption"]
 
 SHORT = 12
 Cell = TypeVar("Cell")
@@ -74,6 +74,31 @@ def check_keep(path: Path | None) -> None:
         path.open("ab").close()
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
+
+
+def check_pages(outputs: Sequence[Path], kept: Sequence[Path] = ()) -> None:
+    """Refuse pages and documents that cannot be written, before anything is measured.
+
+    Args:
+        outputs: Files to write.
+        kept: Files of cells, which are not to be written over.
+
+    Raises:
+        UserError: An ending is unknown, a file holds cells, or it cannot be written.
+    """
+    for target in outputs:
+        if target.resolve() in [path.resolve() for path in kept]:
+            raise UserError(f"cannot write {target}: it is the file that cells are kept in; give another name")
+        if target.suffix.lower() not in (".md", ".json"):
+            raise UserError(f"cannot write {target}: the ending must be .md or .json")
+        check_target(target)
+
+
+def told_interruption(keep: Path | None) -> str:
+    """What is left of a run that Ctrl-C ended."""
+    if keep is None:
+        return "no cell is kept; give a file with --keep"
+    return f"the cells that are done are kept in {keep}" if keep.is_file() else "no cell is kept"
 
 
 def _require_file(path: Path) -> None:

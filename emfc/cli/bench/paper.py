@@ -98,7 +98,7 @@ def bench_paper(
 ) -> None:
     """Measure flows with and without programs on the tasks of the paper."""
     from emfc.cli.bench.inference_references import find_models
-    from emfc.cli.bench.keeping import check_keep
+    from emfc.cli.bench.keeping import check_keep, told_interruption
     from emfc.cli.bench.paper_keep import PROTOCOLS, kept_cells
     from emfc.cli.bench.paper_output import check_outputs, show_results, write_results
     from emfc.cli.bench.paper_plan import SIZES, STUDIES, Options, plan
@@ -159,15 +159,8 @@ def bench_paper(
         show_results(results, as_json=as_json)
         write_results(results, output or [], pictures)
     except KeyboardInterrupt as error:
-        raise error if error.args else KeyboardInterrupt(_told_interruption(keep)) from None
-
-
-def _told_interruption(keep: Path | None) -> str:
-    """What is left of a run that Ctrl-C ended where no cell was being measured."""
-    if keep is None:
-        return "interrupted before all was written; no cell is kept; give a file with --keep"
-    held = f"the cells that are done are kept in {keep}" if keep.is_file() else "no cell is kept"
-    return f"interrupted before all was written; {held}"
+        told = f"interrupted before all was written; {told_interruption(keep)}"
+        raise error if error.args else KeyboardInterrupt(told) from None
 
 
 def _words(text: str, *, what: str) -> tuple[str, ...]:

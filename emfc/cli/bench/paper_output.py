@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from emfc.cli.bench.keeping import check_pages
 from emfc.cli.bench.paper_pictures import draw_pictures
 from emfc.cli.bench.paper_table import (
     COLUMNS,
@@ -36,12 +37,7 @@ def check_outputs(outputs: Sequence[Path], pictures: Path | None, kept: Sequence
     Raises:
         UserError: An ending is unknown, a file holds cells, or a file or the folder cannot be written.
     """
-    for target in outputs:
-        if target.resolve() in [path.resolve() for path in kept]:
-            raise UserError(f"cannot write {target}: it is the file that cells are kept in; give another name")
-        if target.suffix.lower() not in (".md", ".json"):
-            raise UserError(f"cannot write {target}: the ending must be .md or .json")
-        check_target(target)
+    check_pages(outputs, kept)
     if pictures is None:
         return
     try:

@@ -53,7 +53,7 @@ def draw_pictures(
             try:
                 if draw(path):
                     found[title] = path
-            except Exception as error:
+            except Exception as error:  # is raised when the others and the pages are written
                 faults.append(error)
     return drawn, faults
 
